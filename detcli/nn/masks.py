@@ -1,0 +1,72 @@
+"""Between masks of whole images and small square masks inside boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision import ops
+
+PASTE_PIXELS = 2**26
+"""The most float32 pixels that `paste_masks` has in work at one time on a GPU (256 MiB)."""
+
+
+def crop_masks(masks: Tensor, boxes: Tensor, index: Tensor, size: int) -> Tensor:
+    """Return the bitmap `masks` inside `boxes`, resampled to squares: float32 [P,size,size] of 0 and 1.
+
+    masks [G,H,W] of 0 and 1; boxes [P,4] xyxy in pixels of the masks; index [P] int64 in 0..G-1, the mask of
+    each box. A pixel is 1 where RoIAlign gives 0.5 or more (Mask R-CNN, section 3.1). All 0 where there are
+    no masks.
+    """
+    if len(masks) == 0:
+        return boxes.new_zeros(len(boxes), size, size, dtype=torch.float32)
+    if len(masks) > len(boxes):  # crowded image: only the masks in use become float
+        masks, index = masks[index], torch.arange(len(boxes), device=boxes.device)
+    rois = torch.cat([index[:, None].float(), boxes.detach().float()], dim=1)
+    crops: Tensor = ops.roi_align(masks[:, None].float(), rois, size, sampling_ratio=0, aligned=True)
+    return (crops[:, 0] >= 0.5).float()
+
+
+def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Return the masks of the whole image: uint8 [D,H,W], 1 where the resampled crop is `threshold` or more.
+
+    crops [D,S,S] of probabilities; boxes [D,4] xyxy in pixels; size (H, W). Resampling is bilinear at pixel
+    centres with zeros around the crop.
+    """
+    height, width = size
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8, device=boxes.device)
+    crops, boxes = crops.float(), boxes.float()
+    if boxes.is_cuda:
+        chunk = max(1, PASTE_PIXELS // max(1, height * width))
+        for first in range(0, len(boxes), chunk):
+            part = slice(first, first + chunk)
+            masks[part] = _resample(crops[part], boxes[part], (0, 0, width, height)) >= threshold
+        return masks
+    for mask, crop, box, region in zip(
+        masks, crops, boxes, _regions(boxes, crops.shape[-1], size), strict=True
+    ):
+        left, top, right, bottom = region
+        if left < right and top < bottom:
+            mask[top:bottom, left:right] = _resample(crop[None], box[None], region)[0] >= threshold
+    return masks
+
+
+def _regions(boxes: Tensor, side: int, size: tuple[int, int]) -> list[list[int]]:
+    """Return the pixels [left, top, right, bottom) that crops of `side` can make non-zero."""
+    reach = (boxes[:, 2:] - boxes[:, :2]) / (2 * side)
+    limit = boxes.new_tensor([size[1], size[0]])
+    first = (boxes[:, :2] - reach).floor().clamp(min=0)
+    last = torch.minimum((boxes[:, 2:] + reach).ceil(), limit)
+    return torch.cat([first, last], dim=1).long().tolist()
+
+
+def _resample(crops: Tensor, boxes: Tensor, region: tuple[int, int, int, int] | list[int]) -> Tensor:
+    """Return the values of `crops` at the pixel centres of `region`: float32 [D,h,w]."""
+    left, top, right, bottom = region
+    columns = torch.arange(left, right, device=boxes.device) + 0.5
+    rows = torch.arange(top, bottom, device=boxes.device) + 0.5
+    x = (columns - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1]) * 2 - 1
+    y = (rows - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2]) * 2 - 1
+    shape = (len(boxes), len(rows), len(columns))
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
+    return functional.grid_sample(crops[:, None], grid, align_corners=False)[:, 0]
