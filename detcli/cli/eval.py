@@ -1,0 +1,75 @@
+"""``detcli eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detcli.cli import options
+
+
+def eval(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.")],
+    data: options.Data = "",
+    val: options.Val = "",
+    images: options.Images = "",
+    settings: options.Settings = None,
+    batch: options.Batch = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    evaluator: options.Evaluator = "",
+    out: Annotated[Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")] = None,
+) -> None:
+    """Measure a trained model: AP of boxes and masks, AR of proposals, in all and by class.
+
+    detcli eval runs/demo --data shapes
+    """
+    from typing import cast
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detcli.config import revise
+    from detcli.data import open_dataset
+    from detcli.engine.checkpoint import open_checkpoint
+    from detcli.engine.device import Precision, find_device
+    from detcli.engine.evaluate import evaluate_model
+    from detcli.engine.model import load_model
+    from detcli.engine.outputs import write_evaluation
+    from detcli.eval.report import show_metrics
+
+    found = open_checkpoint(checkpoint)
+    flags = options.given(
+        data__source=data,
+        data__val=val,
+        data__images=images,
+        data__workers=workers,
+        eval__batch=batch,
+        eval__evaluator=evaluator,
+        train__precision=precision,
+    )
+    if data:
+        flags |= {"data.train": "", "data.val": val}
+    config = revise(found.config, settings=settings or [], flags=flags)
+    target = find_device(device)
+    model = load_model(found).to(target)
+    dataset = open_dataset(config.data, "val", config.input, classes=found.classes)
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(dataset))
+        evaluation = evaluate_model(
+            model,
+            dataset,
+            config,
+            target,
+            precision=cast(Precision, config.train.precision),
+            show=config.eval.show,
+            advance=lambda done, total: progress.update(task, completed=done),
+        )
+    folder = out or found.path.parent / "eval"
+    write_evaluation(folder, evaluation, dataset)
+    show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
+    console.print(f"{folder}: metrics.json, results.json and pictures/", highlight=False)

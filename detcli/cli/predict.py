@@ -1,0 +1,81 @@
+"""``detcli predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detcli.cli import options
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Pictures, videos, folders or globs.", metavar="PATH…")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for annotated pictures and results.json.")] = Path("predictions"),
+    score: Annotated[float, typer.Option(help="The lowest score that is kept, 0 to 1.", min=0, max=1)] = 0.3,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="A class that is kept; may be given again. All without.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 1,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    proposals: Annotated[
+        Path | None, typer.Option(help="With --data: write proposals for Fast R-CNN to this file instead.")
+    ] = None,
+    data: options.Data = "",
+    split: Annotated[str, typer.Option(help="With --data: train or val.")] = "val",
+) -> None:
+    """Detect in pictures and videos with a trained model.
+
+    detcli predict runs/demo pictures/ --out predictions
+    """
+    from typing import cast
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detcli.engine.device import DTYPES, Precision
+    from detcli.engine.predict import find_inputs, predict_files
+    from detcli.engine.predictor import load
+    from detcli.errors import UsageError, unknown
+
+    if precision not in ("fp32", *DTYPES):
+        raise unknown("precision", precision, ["fp32", *DTYPES])
+    if bool(data) != bool(proposals):
+        raise UsageError("--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`.")
+    if bool(paths) == bool(data):
+        raise UsageError("give pictures, videos or folders to detect in: `detcli predict CHECKPOINT PATH…`.")
+    console = Console(stderr=True)
+    predictor = load(checkpoint, device, cast(Precision, precision))
+    if proposals:
+        from detcli.engine.proposals import propose
+
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("proposing", total=None)
+            pictures, boxes = propose(
+                predictor, data, split, proposals, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+        print(f"{proposals}: {boxes} proposals for {pictures} pictures")
+        return
+    inputs = find_inputs(paths or [])
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("predicting", total=len(inputs))
+        predicted = predict_files(
+            predictor,
+            inputs,
+            out,
+            batch=batch,
+            score=score,
+            classes=classes or [],
+            warn=console.print,
+            advance=lambda: progress.advance(task),
+        )
+    print(f"{out}: {len(predicted.results)} detections in {len(predicted.images)} pictures, results.json")
+    if predicted.skipped:
+        print(f"{len(predicted.skipped)} pictures were left out, since they can't be read.")
+    if not predicted.images:
+        raise typer.Exit(1)

@@ -1,0 +1,159 @@
+"""Checkpoints: one .safetensors file that knows its model, classes and preprocessing; nothing is pickled.
+
+Tensors are named as in the model's state dict. What only training needs (optimiser, raw weights beside their moving
+average, random states) is in the same file under ``training.``; the metadata entry ``detcli`` is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detcli.config import RunConfig, load
+from detcli.errors import DetcliError
+from detcli.structures import ClassMap
+
+FORMAT = 1
+TRAINING = "training."
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a checkpoint file says about itself, without its tensors."""
+
+    path: Path
+    config: RunConfig
+    classes: ClassMap
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the model's tensors, on the CPU."""
+        return self._tensors(lambda name: not name.startswith(TRAINING))
+
+    def training_tensors(self) -> dict[str, Tensor]:
+        """Read the tensors of the training state, by their names without ``training.``."""
+        tensors = self._tensors(lambda name: name.startswith(TRAINING))
+        return {name.removeprefix(TRAINING): value for name, value in tensors.items()}
+
+    def _tensors(self, wanted: Any) -> dict[str, Tensor]:
+        with safe_open(self.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    config: RunConfig,
+    classes: ClassMap,
+    metrics: Mapping[str, float] | None = None,
+    training: Mapping[str, Any] | None = None,
+    training_tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint to `path` in one step: it is there whole, or what was there before stays.
+
+    Raises `DetcliError` when the folder can't be written or the disk is full.
+    """
+    header = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "classes": {"names": list(classes.names), "ids": list(classes.ids)},
+        "metrics": dict(metrics or {}),
+        "training": None if training is None else dict(training),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    for name, value in (training_tensors or {}).items():
+        tensors[TRAINING + name] = value.detach().cpu().contiguous().clone()
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        save_file(tensors, temporary, metadata={"detcli": json.dumps(header)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise DetcliError(
+            f"can't write the checkpoint {path}: {error}. What was saved before is untouched; "
+            f"free some space or choose another --out."
+        ) from error
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what the checkpoint at `path` says about itself.
+
+    Raises `DetcliError` when there is no such file, when it is cut short or not a safetensors file, or when detcli
+    did not write it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
+        if not found:
+            raise DetcliError(f"{path} is a folder without a checkpoint. Give a .safetensors file or a run folder.")
+        path = found[0]
+    if not path.is_file():
+        raise DetcliError(f"there is no checkpoint {path}.{_others_beside(path)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DetcliError(
+            f"{path} is not a readable safetensors file (cut short, or of another format): {error}. "
+            f"Give a file that `detcli train` wrote."
+        ) from None
+    if "detcli" not in metadata:
+        raise DetcliError(f"{path} holds tensors but not the config of a detcli model. It was not saved by `detcli train`.")
+    try:
+        header = json.loads(metadata["detcli"])
+        classes = ClassMap(tuple(header["classes"]["names"]), tuple(header["classes"]["ids"]))
+        if header["format"] > FORMAT:
+            raise DetcliError(f"{path} was written by a newer detcli (format {header['format']}). Upgrade detcli to read it.")
+        config = load(header["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DetcliError(f"{path} has a damaged description: {error!r}. Save or download it again.") from None
+    return Checkpoint(path, config, classes, header.get("metrics") or {}, header.get("training"))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load `weights` into `model`, strictly.
+
+    Raises `DetcliError` listing names that are missing, left over or of another shape; the model is then unchanged.
+    """
+    own = model.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not in this model" for name in weights if name not in own),
+        *(
+            f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in weights and weights[name].shape != value.shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise DetcliError(f"{origin} does not fit this model: {'; '.join(problems[:4])}{more}.")
+    model.load_state_dict(dict(weights))
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _others_beside(path: Path) -> str:
+    others = sorted(other.name for other in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+    return f" Beside it: {', '.join(others[:5])}." if others else ""

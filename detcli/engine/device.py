@@ -1,0 +1,54 @@
+"""Where a run computes and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from detcli.errors import DetcliError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`; ``auto`` is the first GPU, or the CPU.
+
+    Raises `DetcliError` when there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DetcliError(f"unknown device {name!r}: it is cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = f"there are {count} CUDA devices" if count else "this machine has no usable CUDA device"
+            raise DetcliError(f"device {name!r} is not there: {there}. Try `--device cpu`.")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DetcliError("device 'mps' is not there on this machine. Try `--device cpu`.")
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs: autocast to bf16 or fp16, or nothing for fp32."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the peak bytes of this run: of the GPU's allocator, or the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,90 @@
+"""Run a model over a dataset and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from detcli.config import RunConfig
+from detcli.data import DetectionDataset, make_loader
+from detcli.engine.device import Precision, autocast
+from detcli.engine.model import Normalizer
+from detcli.eval.coco import Result, evaluate
+from detcli.eval.results import rescale, to_coco
+from detcli.nn.detector import Detector
+from detcli.structures import Detections, ImageInfo
+
+KINDS: dict[str, Literal["bbox", "segm", "proposal"]] = {"box": "bbox", "mask": "segm", "proposal": "proposal"}
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Figures of all tasks of a model, the COCO results that they come from, and the first pictures' detections."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[tuple[ImageInfo, Detections]] = field(default_factory=list)
+
+
+def primary_metric(model: Detector) -> str:
+    """Return the name of the figure that says which checkpoint is best: that of the model's last task."""
+    return {"box": "box_AP", "mask": "mask_AP", "proposal": "prop_AR"}[model.tasks[-1]]
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: Detector,
+    dataset: DetectionDataset,
+    config: RunConfig,
+    device: torch.device,
+    *,
+    precision: Precision = "fp32",
+    show: int = 0,
+    advance: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Detect in every picture of `dataset` and measure the model's tasks.
+
+    `show` is how many pictures' detections are kept to be drawn; `advance(done, total)` is called after each batch. The
+    model's training flag is put back afterwards.
+    """
+    training = model.training
+    model.eval()
+    normalize = Normalizer(config.input, device)
+    loader = make_loader(
+        dataset,
+        batch=config.eval.batch,
+        train=False,
+        seed=0,
+        workers=config.data.workers,
+        pad_divisor=config.input.pad_divisor,
+        group_aspect=False,
+    )
+    evaluation = Evaluation()
+    done = 0
+    for batch in loader:
+        with autocast(device, precision):
+            found = model(normalize(batch, config.train.channels_last))
+        for info, detections in zip(batch.infos, found, strict=True):
+            detections = rescale(detections, info)
+            evaluation.results += to_coco(detections, info, dataset.classes)
+            if len(evaluation.shown) < show:
+                evaluation.shown.append((info, detections.to("cpu")))
+        done += len(batch)
+        if advance:
+            advance(done, len(dataset))
+    model.train(training)
+    ground_truth = dataset.ground_truth()
+    for task in model.tasks:
+        if task == "mask" and not dataset.has_masks:
+            evaluation.notes.append("mask AP was not measured: the data have no masks")
+            continue
+        result: Result = evaluate(ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator)
+        evaluation.metrics |= result.metrics
+        evaluation.per_class[task] = result.per_class
+        evaluation.notes += result.notes
+    return evaluation

@@ -1,0 +1,32 @@
+"""What an evaluation leaves in its folder: metrics.json, COCO results and annotated pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from detcli.data import DetectionDataset
+from detcli.engine.evaluate import Evaluation
+
+SHOW_SCORE = 0.3
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
+    """Write metrics.json (percent), results.json (COCO results) and pictures/ with the kept detections drawn."""
+    import cv2
+
+    from detcli.visual import contact_sheet, draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(evaluation.results))
+    if not evaluation.shown:
+        return
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    drawn = []
+    for info, detections in evaluation.shown:
+        image = draw(dataset.picture(info.image_id), detections, dataset.classes.names, SHOW_SCORE)
+        cv2.imwrite(str(pictures / f"{Path(info.name).stem}.png"), image[..., ::-1])
+        drawn.append(image)
+    cv2.imwrite(str(pictures / "all.png"), contact_sheet(drawn, columns=4)[..., ::-1])

@@ -1,0 +1,91 @@
+"""From pictures to detections, with a trained model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detcli.data import Preprocess, collate, load_image
+from detcli.engine.checkpoint import open_checkpoint
+from detcli.engine.device import Precision, autocast, find_device
+from detcli.engine.model import Normalizer, load_model
+from detcli.eval.results import rescale
+from detcli.structures import ClassMap, Detections, ImageInfo
+
+Picture = str | os.PathLike[str] | NDArray[Any]
+
+
+class Predictor:
+    """A trained model that takes pictures; `names` are its class names in label order."""
+
+    def __init__(self, path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32") -> None:
+        checkpoint = open_checkpoint(path)
+        self.path: Path = checkpoint.path
+        self.config = checkpoint.config
+        self.classes: ClassMap = checkpoint.classes
+        self.metrics = checkpoint.metrics
+        self.device = find_device(device)
+        self.precision: Precision = precision
+        self.model = load_model(checkpoint).to(self.device)
+        if self.config.train.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self._normalize = Normalizer(self.config.input, self.device)
+        self._preprocess = Preprocess(self.config.data)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.classes.names
+
+    @overload
+    def predict(self, images: Picture, *, batch: int = ..., score: float = ...) -> Detections: ...
+    @overload
+    def predict(self, images: Sequence[Picture], *, batch: int = ..., score: float = ...) -> list[Detections]: ...
+
+    def predict(
+        self, images: Picture | Sequence[Picture], *, batch: int = 1, score: float = 0.0
+    ) -> Detections | list[Detections]:
+        """Detect in one picture or in several: paths, or uint8 RGB arrays [H,W,3].
+
+        Returns `Detections` on the CPU, one for each picture, with boxes and masks [D,H,W] in the picture's own pixels, best
+        first, those of at least `score`. Raises `DetcliError` for a file that can't be read as a picture.
+        """
+        if isinstance(images, str | os.PathLike | np.ndarray):
+            return next(self.stream(iter([images]), batch=1, score=score))
+        return list(self.stream(iter(images), batch=batch, score=score))
+
+    def stream(self, images: Iterator[Picture], *, batch: int = 1, score: float = 0.0) -> Iterator[Detections]:
+        """Yield the detections of each of `images`, as `predict` does, `batch` at a time."""
+        samples = []
+        for index, image in enumerate(images):
+            pixels = image if isinstance(image, np.ndarray) else load_image(image)
+            name = str(index) if isinstance(image, np.ndarray) else os.fspath(image)
+            samples.append(self._preprocess(pixels, image_id=index, name=name))
+            if len(samples) == batch:
+                yield from self._detect(samples, score)
+                samples = []
+        if samples:
+            yield from self._detect(samples, score)
+
+    @torch.inference_mode()
+    def _detect(self, samples: list[Any], score: float) -> Iterator[Detections]:
+        batch = collate(samples, self.config.input.pad_divisor)
+        with autocast(self.device, self.precision):
+            found = self.model(self._normalize(batch, self.config.train.channels_last))
+        infos: list[ImageInfo] = batch.infos
+        for info, detections in zip(infos, found, strict=True):
+            yield rescale(detections[detections.scores >= score], info).to("cpu")
+
+
+def load(path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32") -> Predictor:
+    """Return the trained model in the checkpoint (or run folder) at `path`, ready to take pictures.
+
+    Raises `DetcliError` when the file is not a whole checkpoint of detcli, or `device` is not there.
+    """
+    return Predictor(path, device, precision)
