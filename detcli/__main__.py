@@ -1,0 +1,5 @@
+"""``python -m detcli``."""
+
+from detcli.cli import main
+
+main()

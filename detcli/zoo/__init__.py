@@ -1,0 +1,1 @@
+"""Published rows: reading them, downloading their files and writing tables."""
