@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,25 +44,34 @@ def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
             part = slice(first, first + chunk)
             masks[part] = _resample(crops[part], boxes[part], (0, 0, width, height)) >= threshold
         return masks
-    for mask, crop, box, region in zip(
-        masks, crops, boxes, _regions(boxes, crops.shape[-1], size), strict=True
-    ):
-        left, top, right, bottom = region
-        if left < right and top < bottom:
-            mask[top:bottom, left:right] = _resample(crop[None], box[None], region)[0] >= threshold
+    for mask, (left, top, pixels) in zip(masks, paste_regions(crops, boxes, size, threshold), strict=True):
+        mask[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return masks
+
+
+def paste_regions(
+    crops: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield each mask of `paste_masks` as (left, top, bool [h,w]): only the pixels near its box, on the CPU.
+
+    The rest of the image is 0. Takes memory for one box at a time.
+    """
+    crops, boxes = crops.float().cpu(), boxes.float().cpu()
+    for crop, box, region in zip(crops, boxes, _regions(boxes, crops.shape[-1], size), strict=True):
+        yield region[0], region[1], _resample(crop[None], box[None], region)[0] >= threshold
 
 
 def _regions(boxes: Tensor, side: int, size: tuple[int, int]) -> list[list[int]]:
     """Return the pixels [left, top, right, bottom) that crops of `side` can make non-zero."""
     reach = (boxes[:, 2:] - boxes[:, :2]) / (2 * side)
     limit = boxes.new_tensor([size[1], size[0]])
-    first = (boxes[:, :2] - reach).floor().clamp(min=0)
-    last = torch.minimum((boxes[:, 2:] + reach).ceil(), limit)
-    return torch.cat([first, last], dim=1).long().tolist()
+    first = torch.minimum((boxes[:, :2] - reach).floor().clamp(min=0), limit)
+    last = torch.maximum(torch.minimum((boxes[:, 2:] + reach).ceil(), limit), first)
+    regions: list[list[int]] = torch.cat([first, last], dim=1).long().tolist()
+    return regions
 
 
-def _resample(crops: Tensor, boxes: Tensor, region: tuple[int, int, int, int] | list[int]) -> Tensor:
+def _resample(crops: Tensor, boxes: Tensor, region: Sequence[int]) -> Tensor:
     """Return the values of `crops` at the pixel centres of `region`: float32 [D,h,w]."""
     left, top, right, bottom = region
     columns = torch.arange(left, right, device=boxes.device) + 0.5

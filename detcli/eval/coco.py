@@ -1,0 +1,269 @@
+"""COCO evaluation of boxes, masks and proposals, by faster-coco-eval or by pycocotools with equal figures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from detcli.errors import DetcliError
+
+Kind = Literal["bbox", "segm", "proposal"]
+Backend = Literal["faster", "pycocotools"]
+
+PREFIXES = {"bbox": "box", "segm": "mask", "proposal": "prop"}
+SIZES = {
+    "s": "small objects (below 32x32 pixels)",
+    "m": "medium objects (32x32 to 96x96 pixels)",
+    "l": "large objects (above 96x96 pixels)",
+}
+
+
+@dataclass(slots=True)
+class Result:
+    """The figures of one kind of result.
+
+    `metrics` are in percent under names such as ``box_AP50``, -1 where there is nothing to measure.
+    `per_class` is the AP of each class name. `notes` say why a figure is -1 or 0. `main` is the metric that
+    runs are compared by.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    main: str = "box_AP"
+
+
+def evaluate(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], *, kind: Kind, backend: Backend = "faster"
+) -> Result:
+    """Measure `results` (COCO results) against `ground_truth` (a COCO dict); neither is changed.
+
+    Boxes and masks get AP at IoU 0.50:0.95, 0.50 and 0.75, by size, and AR with 1, 10 and 100 detections an
+    image. Proposals get AR with 100, 300 and 1000, of all classes as one. Crowd regions neither count nor
+    punish. An object without a mask is a crowd region to mask AP. Raises DetcliError where the ground truth
+    has no images, or no masks for mask AP.
+    """
+    images = [{**image, "id": int(image["id"])} for image in ground_truth["images"]]
+    if not images:
+        raise DetcliError("nothing to evaluate on: the ground truth has no images")
+    categories = [{"id": 1, "name": "object"}] if kind == "proposal" else ground_truth["categories"]
+    notes: list[str] = []
+    objects = _objects(ground_truth, kind, notes)
+    found = _found(images, categories, results, kind, notes)
+
+    dataset = {"images": images, "categories": categories, "annotations": objects}
+    detected = {"images": images, "categories": categories, "annotations": found}
+    max_detections = [100, 300, 1000] if kind == "proposal" else [1, 10, 100]
+    iou_type = "segm" if kind == "segm" else "bbox"
+    precision, recall = _run(backend, dataset, detected, iou_type, max_detections)
+
+    prefix = PREFIXES[kind]
+    # precision [IoU, recall, class, size, detections]; recall [IoU, class, size, detections]; size 0: all.
+    metrics: dict[str, float] = {}
+    per_class: dict[str, float] = {}
+    if kind == "proposal":
+        metrics["prop_AR"] = _percent(recall[..., 0, -1])
+    else:
+        metrics[f"{prefix}_AP"] = _percent(precision[..., 0, -1])
+        metrics[f"{prefix}_AP50"] = _percent(precision[0, ..., 0, -1])
+        metrics[f"{prefix}_AP75"] = _percent(precision[5, ..., 0, -1])
+        for position, size in enumerate(SIZES, 1):
+            metrics[f"{prefix}_AP{size}"] = _percent(precision[..., position, -1])
+        names = _class_names(categories)
+        per_class = {name: _percent(precision[:, :, i, 0, -1]) for i, name in enumerate(names)}
+    for position, count in enumerate(max_detections):
+        metrics[f"{prefix}_AR{count}"] = _percent(recall[..., 0, position])
+    for position, size in enumerate(SIZES, 1):
+        metrics[f"{prefix}_AR{size}"] = _percent(recall[..., position, -1])
+
+    main = f"{prefix}_AR" if kind == "proposal" else f"{prefix}_AP"
+    notes.extend(_explain(main, metrics, per_class, len(results), len(found)))
+    return Result(metrics, per_class, notes, main)
+
+
+def _objects(ground_truth: dict[str, Any], kind: Kind, notes: list[str]) -> list[dict[str, Any]]:
+    """Return what COCO evaluation reads of the annotations, numbered from 1 (to it, id 0 is "no match")."""
+    sizes = {int(image["id"]): (image["height"], image["width"]) for image in ground_truth["images"]}
+    objects = []
+    without_mask = 0
+    for number, annotation in enumerate(ground_truth.get("annotations", ()), 1):
+        item = {
+            "id": number,
+            "image_id": int(annotation["image_id"]),
+            "category_id": 1 if kind == "proposal" else annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "area": annotation.get("area"),
+        }
+        if kind == "segm":
+            size = sizes[item["image_id"]]
+            segmentation = annotation.get("segmentation")
+            if not segmentation:
+                without_mask += 1
+                item["iscrowd"] = 1
+                segmentation = [_rectangle(annotation["bbox"])]
+            item["segmentation"] = _run_lengths(segmentation, *size)
+        if item["area"] is None:
+            item["area"] = _area(item)
+        objects.append(item)
+    if objects and without_mask == len(objects):
+        raise DetcliError("the ground truth has no masks: mask AP needs annotations with `segmentation`")
+    if without_mask:
+        notes.append(f"{without_mask} of {len(objects)} objects have no mask; mask AP leaves them out")
+    return objects
+
+
+def _found(
+    images: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    kind: Kind,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """Return the usable results with what COCO evaluation reads, and note what is left out."""
+    image_ids = {image["id"] for image in images}
+    category_ids = {category["id"] for category in categories}
+    unknown_categories: Counter[int] = Counter()
+    unknown_images = broken = 0
+    found: list[dict[str, Any]] = []
+    for result in results:
+        category_id = 1 if kind == "proposal" else result["category_id"]
+        if category_id not in category_ids:
+            unknown_categories[category_id] += 1
+        elif result["image_id"] not in image_ids:
+            unknown_images += 1
+        elif not all(map(math.isfinite, (result["score"], *result["bbox"]))):
+            broken += 1
+        else:
+            item = {
+                "id": len(found) + 1,
+                "image_id": int(result["image_id"]),
+                "category_id": category_id,
+                "bbox": result["bbox"],
+                "score": result["score"],
+                "iscrowd": 0,
+            }
+            if kind == "segm":
+                # The size of a found mask is its own area, not that of its box.
+                item["segmentation"] = result["segmentation"]
+            item["area"] = _area(item)
+            found.append(item)
+    if unknown_categories:
+        ids = _few(map(str, sorted(unknown_categories)))
+        notes.append(
+            f"{_results(unknown_categories.total())} left out: the ground truth has no category id {ids}"
+        )
+    if unknown_images:
+        notes.append(f"{_results(unknown_images)} left out: the ground truth has no such image id")
+    if broken:
+        notes.append(f"{_results(broken)} left out: their score or box is not a finite number")
+    return found
+
+
+def _run(
+    backend: Backend,
+    dataset: dict[str, Any],
+    detected: dict[str, Any],
+    iou_type: str,
+    max_detections: list[int],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision [10,101,K,4,M] and recall [10,K,4,M], -1 where there are no objects."""
+    if backend == "faster":
+        try:
+            from faster_coco_eval import COCO
+            from faster_coco_eval import COCOeval_faster as Evaluation
+        except ImportError as error:
+            raise DetcliError(
+                f"faster-coco-eval does not load ({error}): use `--evaluator pycocotools`"
+            ) from error
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval as Evaluation
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        indexed = []
+        for content in (dataset, detected):
+            coco = COCO()
+            coco.dataset = content
+            coco.createIndex()
+            indexed.append(coco)
+        evaluation = Evaluation(*indexed, iouType=iou_type)
+        evaluation.params.maxDets = max_detections
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _explain(
+    main: str, metrics: dict[str, float], per_class: dict[str, float], results: int, found: int
+) -> list[str]:
+    """Return why figures are -1 or 0; `found` of the `results` fit the ground truth."""
+    if metrics[main] == -1:
+        return [f"{main} is -1: the ground truth has no objects"]
+    notes = []
+    if not results:
+        notes.append(f"{main} is 0: the model found nothing above the score threshold")
+    elif not found:
+        notes.append(f"{main} is 0: none of the results belongs to the ground truth")
+    elif metrics[main] == 0:
+        notes.append(f"{main} is 0: nothing that was found overlaps an object of its class by half or more")
+    missing = [name for name, value in per_class.items() if value == -1]
+    if missing:
+        notes.append(f"no objects of {_few(missing)}: not in the mean")
+    for size, description in SIZES.items():
+        names = [name for name in (f"{main[:-2]}AP{size}", f"{main[:-2]}AR{size}") if metrics.get(name) == -1]
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            notes.append(f"no {description}: {' and '.join(names)} {verb} -1")
+    return notes
+
+
+def _percent(values: NDArray[np.float64]) -> float:
+    measured = values[values > -1]
+    return 100 * float(measured.mean()) if measured.size else -1.0
+
+
+def _class_names(categories: list[dict[str, Any]]) -> list[str]:
+    """Return the names in order of category id; names that occur twice get their id."""
+    ordered = sorted(categories, key=lambda category: category["id"])
+    counts = Counter(category["name"] for category in ordered)
+    return [c["name"] if counts[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in ordered]
+
+
+def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return polygons, or run lengths compressed or not, as compressed run lengths."""
+    if isinstance(segmentation, list):
+        return dict(mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return dict(mask_utils.frPyObjects(segmentation, height, width))
+    return dict(segmentation)
+
+
+def _rectangle(bbox: list[float]) -> list[float]:
+    x, y, width, height = bbox
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def _area(item: dict[str, Any]) -> float:
+    if "segmentation" in item:
+        return float(mask_utils.area(item["segmentation"]))
+    return float(item["bbox"][2] * item["bbox"][3])
+
+
+def _results(count: int) -> str:
+    return f"{count} result{'' if count == 1 else 's'}"
+
+
+def _few(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
