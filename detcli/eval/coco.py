@@ -32,14 +32,12 @@ class Result:
     """The figures of one kind of result.
 
     `metrics` are in percent under names such as ``box_AP50``, -1 where there is nothing to measure.
-    `per_class` is the AP of each class name. `notes` say why a figure is -1 or 0. `main` is the metric that
-    runs are compared by.
+    `per_class` is the AP of each class name. `notes` say why a figure is -1 or 0.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    main: str = "box_AP"
 
 
 def evaluate(
@@ -87,7 +85,7 @@ def evaluate(
 
     main = f"{prefix}_AR" if kind == "proposal" else f"{prefix}_AP"
     notes.extend(_explain(main, metrics, per_class, len(results), len(found)))
-    return Result(metrics, per_class, notes, main)
+    return Result(metrics, per_class, notes)
 
 
 def _objects(ground_truth: dict[str, Any], kind: Kind, notes: list[str]) -> list[dict[str, Any]]:
