@@ -36,16 +36,17 @@ class Found:
 
 @cache
 def plugins() -> dict[str, Found]:
-    """Return every plugin by name, the core first; one that can't be imported is named in a warning and left out.
+    """Return every plugin by name, the core first.
 
-    Raises `DetcliError` when two distributions bring a plugin of the same name.
+    One that can't be imported is named in a warning and left out. Raises `DetcliError` when two distributions bring a plugin of the same name.
     """
     found: dict[str, Found] = {}
     origins: dict[str, str] = {}
     for entry in [CORE, *sorted(set(entry_points(group=GROUP)), key=lambda entry: (entry.name, entry.value))]:
         if entry.name in found:
             raise DetcliError(
-                f"two plugins are called {entry.name!r}: {origins[entry.name]} and {entry.value}. Uninstall one of them."
+                f"two plugins are called {entry.name!r}: {origins[entry.name]} and {entry.value}. "
+                "Uninstall one of them."
             )
         try:
             plugin = entry.load()
@@ -96,7 +97,7 @@ def find_overlay(name: str) -> Overlay:
 
 
 def find_schedule(name: str) -> Mapping[str, Any]:
-    """Return the partial run config of a schedule; raises `UsageError` with the nearest names when there is none."""
+    """Return a schedule's partial run config; raises `UsageError` with the nearest names when there is none."""
     schedule = _look_up("schedules", name)
     assert isinstance(schedule, Mapping)
     return schedule
@@ -124,8 +125,9 @@ def split(config: PartConfig) -> tuple[str, dict[str, Any]]:
 def build(slot: str, config: PartConfig, **context: Any) -> Any:
     """Return what the builder of the part that `config` names makes of it.
 
-    Arguments come from the part's presets, then from `context` (what the part must know of its surroundings; a builder
-    gets those that it has arguments for), then from `config`. Raises `UsageError` for an unknown name or argument.
+    Arguments come from the part's presets, then from `context` (what the part must know of its surroundings;
+    a builder gets those that it has arguments for), then from `config`. Raises `UsageError` for an unknown
+    name or argument.
     """
     name, given = split(config)
     part = find(slot, name)
@@ -146,7 +148,8 @@ def _index(slot: str) -> dict[str, tuple[str, Any]]:
         for name, value in _entries(slot, found):
             if name in index:
                 raise DetcliError(
-                    f"plugins {index[name][0]!r} and {plugin!r} both have {name!r} in {slot}. Uninstall one, or rename it."
+                    f"plugins {index[name][0]!r} and {plugin!r} both have {name!r} in {slot}. "
+                    "Uninstall one of them, or rename it."
                 )
             index[name] = (plugin, value)
     return index
