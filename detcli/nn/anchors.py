@@ -1,0 +1,111 @@
+"""Anchors and points: where on the image each output of a dense head looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class AnchorGenerator:
+    """Boxes of given shapes around every location of every pyramid level (Ren et al. 2015, section 3.1.1).
+
+    An anchor has the area (base size * scale)^2 and a height of `ratio` times its width; `base_sizes` are the
+    `strides` unless given. With `octave_base_scale`, the scales are octave_base_scale * 2^(i /
+    scales_per_octave) (Lin et al. 2017, RetinaNet, section 4). `center_offset` is the place of an anchor in
+    its cell, in base sizes. `order` says which varies slowest at one location: ``ratio`` as in MMDetection,
+    ``scale`` as in Detectron. `legacy` makes the whole-pixel anchors of MMDetection 1.x, whose boxes contain
+    their last pixel.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[float],
+        *,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        scales: Sequence[float] = (8,),
+        octave_base_scale: float | None = None,
+        scales_per_octave: int = 1,
+        base_sizes: Sequence[float] | None = None,
+        center_offset: float = 0.0,
+        order: Literal["ratio", "scale"] = "ratio",
+        legacy: bool = False,
+    ) -> None:
+        self.strides = tuple(strides)
+        if octave_base_scale is not None:
+            scales = [
+                octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)
+            ]
+        self.num_base_anchors = len(ratios) * len(scales)
+        sides = torch.tensor(base_sizes or strides, dtype=torch.float32)
+        roots = torch.tensor(ratios, dtype=torch.float32).sqrt()
+        factors = torch.tensor(scales, dtype=torch.float32)
+        # [level, ratio, scale], then the two last in the order asked for
+        widths = (sides[:, None] / roots)[:, :, None] * factors
+        heights = (sides[:, None] * roots)[:, :, None] * factors
+        shapes = torch.stack([widths, heights], dim=-1)
+        if order == "scale":
+            shapes = shapes.transpose(1, 2)
+        shapes = shapes.flatten(1, 2)
+        pixel = 1 if legacy else 0
+        centers = center_offset * (sides - pixel)[:, None, None]
+        half = 0.5 * (shapes - pixel)
+        base = torch.cat([centers - half, centers + half], dim=-1)
+        self.base_anchors = base.round() if legacy else base
+        self._cache: dict[tuple[tuple[tuple[int, int], ...], torch.device], list[Tensor]] = {}
+
+    def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
+        """Return the anchors [H*W*A,4] of each level; the anchors of a location lie together.
+
+        `sizes` are the (H, W) of the feature maps, one for each stride.
+        """
+        key = (tuple(sizes), torch.device(device))
+        if key not in self._cache:
+            if len(self._cache) >= 16:  # multi-scale training meets many sizes
+                self._cache.clear()
+            self._cache[key] = [
+                (_grid(size, stride, 0.0, device).repeat(1, 2)[:, None] + base.to(device)).flatten(0, 1)
+                for size, stride, base in zip(sizes, self.strides, self.base_anchors, strict=True)
+            ]
+        return self._cache[key]
+
+
+class PointGenerator:
+    """One point for every location of every pyramid level, `offset` strides into its cell."""
+
+    def __init__(self, strides: Sequence[int], *, offset: float = 0.5) -> None:
+        self.strides = tuple(strides)
+        self.offset = offset
+
+    def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
+        """Return the points [H*W,2] (x, y) of each level; `sizes` are the (H, W) of the feature maps."""
+        return [
+            _grid(size, stride, self.offset, device) for size, stride in zip(sizes, self.strides, strict=True)
+        ]
+
+
+def inside_images(
+    grid_sizes: Sequence[tuple[int, int]], strides: Sequence[float], image_sizes: Tensor, divisor: int = 32
+) -> Tensor:
+    """Return which locations of a batch lie on their own image: bool [N, locations of all levels].
+
+    An image counts as padded to a multiple of `divisor`; what is beyond only exists because another image of
+    the batch is larger. image_sizes [N,2] (height, width); grid_sizes are the (H, W) of the feature maps.
+    """
+    padded = (image_sizes + divisor - 1) // divisor * divisor
+    levels = []
+    for (height, width), stride in zip(grid_sizes, strides, strict=True):
+        rows = torch.arange(height, device=padded.device) * stride < padded[:, :1]
+        columns = torch.arange(width, device=padded.device) * stride < padded[:, 1:]
+        levels.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
+    return torch.cat(levels, dim=1)
+
+
+def _grid(size: tuple[int, int], stride: float, offset: float, device: torch.device | str) -> Tensor:
+    """Return the (x, y) [H*W,2] of a feature map's locations, row by row, in pixels."""
+    height, width = size
+    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
