@@ -38,7 +38,7 @@ class DeltaBoxCoder:
         center, size = self._center_size(boxes)
         gt_center, gt_size = self._center_size(gt)
         deltas = torch.cat([(gt_center - center) / size, (gt_size / size).log()], dim=-1)
-        means, stds = self._norm_on(deltas.device)
+        means, stds = self._norm_on(deltas.device).unbind(0)
         return (deltas - means) / stds
 
     def decode(self, boxes: Tensor, deltas: Tensor, max_size: Tensor | None = None) -> Tensor:
@@ -46,7 +46,7 @@ class DeltaBoxCoder:
 
         With max_size [...,2] (height, width), boxes are cut at the borders of the image.
         """
-        means, stds = self._norm_on(deltas.device)
+        means, stds = self._norm_on(deltas.device).unbind(0)
         deltas = deltas * stds + means
         center, size = self._center_size(boxes)
         log_ratio = deltas[..., 2:].clamp(self.min_log_ratio, self.max_log_ratio)
