@@ -178,7 +178,7 @@ def resolve(
     settings: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Return the run config of the recipe or overlay `target`, every argument of the model and its parts filled in.
+    """Return the run config of the recipe or overlay `target`, with every argument of its model filled in.
 
     `settings` are texts ``"a.b=c"``; `flags` maps dotted keys to values. Raises `UsageError`, in one line
     that names the dotted key, for what is unknown or of the wrong type.

@@ -38,7 +38,8 @@ class Found:
 def plugins() -> dict[str, Found]:
     """Return every plugin by name, the core first.
 
-    One that can't be imported is named in a warning and left out. Raises `DetcliError` when two distributions bring a plugin of the same name.
+    One that can't be imported is named in a warning and left out. Raises `DetcliError` when two distributions
+    bring a plugin of the same name.
     """
     found: dict[str, Found] = {}
     origins: dict[str, str] = {}
@@ -97,7 +98,7 @@ def find_overlay(name: str) -> Overlay:
 
 
 def find_schedule(name: str) -> Mapping[str, Any]:
-    """Return a schedule's partial run config; raises `UsageError` with the nearest names when there is none."""
+    """Return the partial run config of a schedule; raises `UsageError` with the nearest names as `find` does."""
     schedule = _look_up("schedules", name)
     assert isinstance(schedule, Mapping)
     return schedule
