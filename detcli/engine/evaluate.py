@@ -13,7 +13,7 @@ from detcli.data import DetectionDataset, make_loader
 from detcli.engine.device import Precision, autocast
 from detcli.engine.model import Normalizer
 from detcli.eval.coco import Result, evaluate
-from detcli.eval.results import rescale, to_coco
+from detcli.eval.results import rescale_boxes, to_coco
 from detcli.nn.detector import Detector
 from detcli.structures import Detections, ImageInfo
 
@@ -70,7 +70,7 @@ def evaluate_model(
         with autocast(device, precision):
             found = model(normalize(batch, config.train.channels_last))
         for info, detections in zip(batch.infos, found, strict=True):
-            detections = rescale(detections, info)
+            detections = rescale_boxes(detections, info)
             evaluation.results += to_coco(detections, info, dataset.classes)
             if len(evaluation.shown) < show:
                 evaluation.shown.append((info, detections.to("cpu")))

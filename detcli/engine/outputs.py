@@ -7,18 +7,19 @@ from pathlib import Path
 
 from detcli.data import DetectionDataset
 from detcli.engine.evaluate import Evaluation
+from detcli.eval.report import write_metrics
 
 SHOW_SCORE = 0.3
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
-    """Write metrics.json (percent), results.json (COCO results) and pictures/ with the kept detections drawn."""
+    """Write metrics.json (percent, with AP by class and notes), results.json (COCO results) and pictures/ with the kept detections drawn."""
     import cv2
 
     from detcli.visual import contact_sheet, draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n")
+    write_metrics(folder / "metrics.json", evaluation.metrics, evaluation.per_class, evaluation.notes)
     (folder / "results.json").write_text(json.dumps(evaluation.results))
     if not evaluation.shown:
         return

@@ -14,7 +14,7 @@ from detcli.engine.device import autocast
 from detcli.engine.model import Normalizer
 from detcli.engine.predictor import Predictor
 from detcli.errors import UsageError, unknown
-from detcli.eval.results import rescale
+from detcli.eval.results import rescale_boxes
 
 
 def propose(
@@ -28,10 +28,7 @@ def propose(
         raise UsageError(f"{predictor.path} is a {predictor.config.recipe}, which makes no proposals. Give an rpn checkpoint.")
     if split not in ("train", "val"):
         raise unknown("split", split, ["train", "val"])
-    side = {"train": "", "val": ""}
-    config = revise(
-        predictor.config, flags={"data.source": source, **{f"data.{name}": value for name, value in side.items()}}
-    )
+    config = revise(predictor.config, flags={"data.source": source, "data.train": "", "data.val": ""})
     dataset = open_dataset(config.data, split, config.input, classes=predictor.classes, augment=False)
     loader = make_loader(
         dataset,
@@ -51,7 +48,7 @@ def propose(
             with autocast(predictor.device, predictor.precision):
                 found = predictor.model(normalize(batch, config.train.channels_last))
             for info, detections in zip(batch.infos, found, strict=True):
-                proposals = rescale(detections, info).to("cpu")
+                proposals = rescale_boxes(detections, info).to("cpu")
                 counts[0] += 1
                 counts[1] += len(proposals)
                 yield info.image_id, proposals.boxes, proposals.scores

@@ -1,0 +1,34 @@
+"""What is checked: `nox` runs lint, types and tests in the environment that it is started from."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def learn(session: nox.Session) -> None:
+    """Train every method on the built-in shapes from random weights and hold it to the figures it should reach."""
+    session.run("pytest", "tests/learn", "--learn=full", "-s", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print how long the command line takes to start."""
+    session.run("python", "benchmarks/startup.py")
