@@ -1,0 +1,108 @@
+"""Small modules that backbones, necks and heads are made of, and how their weights start."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+from torch import Tensor, nn, ones
+
+Norm: TypeAlias = Literal["bn", "syncbn", "gn"]
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """Return a normalisation layer for maps of `channels` channels; gn has 32 groups.
+
+    syncbn shares its statistics between processes on GPUs, and is bn where there is one process.
+    """
+    if kind == "bn":
+        return nn.BatchNorm2d(channels)
+    if kind == "syncbn":
+        return nn.SyncBatchNorm(channels)
+    return nn.GroupNorm(32, channels)
+
+
+def norm_name(kind: Norm) -> Literal["bn", "gn"]:
+    """Return what a normalisation layer is called in a state dict."""
+    return "gn" if kind == "gn" else "bn"
+
+
+class ConvNorm(nn.Module):
+    """A convolution that keeps the map's size at stride 1, then a norm and a ReLU where they are asked for.
+
+    The children are `conv` and `bn` or `gn`. `bias` "auto" means: where no norm follows.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: Norm | Literal["none"] = "none",
+        relu: bool = True,
+        bias: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2 * dilation,
+            dilation=dilation,
+            groups=groups,
+            bias=norm == "none" if bias == "auto" else bias,
+        )
+        self.norm_name = None if norm == "none" else norm_name(norm)
+        if norm != "none":
+            self.add_module(norm_name(norm), make_norm(norm, out_channels))
+        self.relu = nn.ReLU(inplace=True) if relu else None
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N,out_channels,H/stride,W/stride] of x [N,in_channels,H,W]."""
+        x = self.conv(x)
+        if self.norm_name:
+            x = self.get_submodule(self.norm_name)(x)
+        return self.relu(x) if self.relu else x
+
+
+class Scale(nn.Module):
+    """A learned factor, `scale`."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(ones(()) * value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x times the factor."""
+        return x * self.scale
+
+
+def normal_init(module: nn.Module, std: float, bias: float = 0.0) -> None:
+    """Draw the weights of every convolution and linear layer in `module` from N(0, std²); biases become `bias`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Draw the weights of every convolution and linear layer in `module` from Glorot's uniform; biases become 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def prior_bias(probability: float) -> float:
+    """Return the logit of `probability` in 0..1, the bias of a classifier that starts there (RetinaNet, section 4.1)."""
+    return math.log(probability / (1 - probability))

@@ -1,0 +1,114 @@
+"""What a model is to the rest: images in, losses or detections out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from detcli.errors import DetcliError
+from detcli.structures import Batch, Detections
+
+
+class Detector(nn.Module):
+    """A backbone, a neck or None, and heads that a subclass adds.
+
+    A subclass has `losses` and `detect`. `tasks` is what it predicts: "box", "mask" or "proposal", the last of
+    them being what runs are compared by.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module | None, tasks: tuple[str, ...] = ("box",)
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.tasks = tasks
+
+    def forward(self, batch: Batch) -> Any:
+        """Return, of a batch with float images, named losses in training and one `Detections` an image in eval mode.
+
+        Losses are scalars; those with "loss" in their name are summed, others are only logged. Detections are in
+        pixels of the batch's images, best first.
+        """
+        features = self.backbone(batch.images)
+        if self.neck is not None:
+            features = self.neck(features)
+        return self.losses(features, batch) if self.training else self.detect(features, batch)
+
+    def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of a batch with targets."""
+        raise NotImplementedError
+
+    def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
+        """Return the detections of each image."""
+        raise NotImplementedError
+
+
+class SingleStageDetector(Detector):
+    """A detector whose one head, `bbox_head`, predicts boxes from every position of the features."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, bbox_head: nn.Module) -> None:
+        super().__init__(backbone, neck)
+        self.bbox_head: Any = bbox_head
+
+    def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Return the head's losses."""
+        losses: dict[str, Tensor] = self.bbox_head.losses(features, batch)
+        return losses
+
+    def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
+        """Return the head's detections."""
+        detections: list[Detections] = self.bbox_head.detect(features, batch)
+        return detections
+
+
+class TwoStageDetector(Detector):
+    """A detector whose `roi_head` looks again at proposals: its `rpn_head`'s or, without one, those of the batch's targets."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module | None,
+        rpn_head: nn.Module | None,
+        roi_head: nn.Module,
+        tasks: tuple[str, ...] = ("box",),
+    ) -> None:
+        super().__init__(backbone, neck, tasks)
+        self.rpn_head: Any = rpn_head
+        self.roi_head: Any = roi_head
+
+    def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of both stages; proposals are not differentiated."""
+        losses: dict[str, Tensor] = {}
+        if self.rpn_head is None:
+            proposals = given_proposals(batch)
+        else:
+            outputs = self.rpn_head(features)
+            losses |= self.rpn_head.losses(outputs, batch)
+            proposals = [image.boxes for image in self.rpn_head.propose(outputs, batch.sizes)]
+        return losses | self.roi_head.losses(features, proposals, batch)
+
+    def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
+        """Return the second stage's detections."""
+        if self.rpn_head is None:
+            proposals = given_proposals(batch)
+        else:
+            proposals = [image.boxes for image in self.rpn_head.propose(self.rpn_head(features), batch.sizes)]
+        detections: list[Detections] = self.roi_head.detect(features, proposals, batch)
+        return detections
+
+
+def given_proposals(batch: Batch) -> list[Tensor]:
+    """Return the proposals [P,4] that came with each image of `batch`.
+
+    Raises `DetcliError` when an image has none.
+    """
+    proposals = [target.proposals for target in batch.targets or []]
+    given = [boxes for boxes in proposals if boxes is not None]
+    if len(given) < len(batch):
+        raise DetcliError(
+            "this model takes its proposals from a file, and got none. "
+            "Write one with `detcli predict RPN_CHECKPOINT --data SOURCE --proposals FILE`, then `--set data.proposals=FILE`."
+        )
+    return given

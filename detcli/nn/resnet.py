@@ -1,0 +1,196 @@
+"""ResNet and ResNeXt backbones (He et al. 2016, arXiv 1512.03385; Xie et al. 2017, arXiv 1611.05431).
+
+State-dict names are torchvision's: conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, ... (gn1 with group norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from operator import mul
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detcli.nn.blocks import Norm, make_norm, norm_name
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def resnet(
+    *,
+    depth: Literal[18, 34, 50, 101, 152] = 50,
+    style: Literal["pytorch", "caffe"] = "pytorch",
+    groups: int = 1,
+    width_per_group: int = 64,
+    norm: Literal["bn", "syncbn", "gn"] = "bn",
+    norm_eval: bool = True,
+    norm_trained: bool = True,
+    frozen_stages: int = 1,
+    out_stages: tuple[int, ...] = (1, 2, 3, 4),
+    strides: tuple[int, ...] = (1, 2, 2, 2),
+    dilations: tuple[int, ...] = (1, 1, 1, 1),
+) -> ResNet:
+    """Return a ResNet with random weights whose features are the outputs of `out_stages` (1 to 4).
+
+    `style` is where a bottleneck strides: in its 3x3 (pytorch) or its first 1x1 (caffe). With `norm_eval`, batch norms
+    keep their statistics in training; without `norm_trained`, norms keep their weights and biases. `frozen_stages`
+    stages and the stem before them are not trained at all; 0 trains everything.
+    """
+    num_stages = max(out_stages)
+    stages = []
+    in_channels = 64
+    for stage, count in enumerate(BLOCKS[depth][:num_stages]):
+        channels = 64 * 2**stage
+        blocks = []
+        for number in range(count):
+            stride = strides[stage] if number == 0 else 1
+            if depth < 50:
+                convs = basic_convs(in_channels, channels, stride, dilations[stage])
+            else:
+                width = channels * width_per_group // 64 * groups
+                convs = bottleneck_convs(
+                    in_channels, channels, width, stride, dilations[stage], groups, style
+                )
+            blocks.append(ResidualBlock(convs, stride, norm))
+            in_channels = convs[-1].out_channels
+        stages.append(nn.Sequential(*blocks))
+    return ResNet(
+        stages,
+        norm,
+        out_stages=out_stages,
+        strides=tuple(accumulate(strides[:num_stages], mul, initial=4))[1:],
+        frozen_stages=frozen_stages,
+        norm_eval=norm_eval,
+        norm_trained=norm_trained,
+    )
+
+
+def basic_convs(in_channels: int, channels: int, stride: int, dilation: int) -> list[nn.Conv2d]:
+    """Return the convolutions of a basic block (ResNet, figure 5 left)."""
+    return [
+        nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+    ]
+
+
+def bottleneck_convs(
+    in_channels: int,
+    channels: int,
+    width: int,
+    stride: int,
+    dilation: int,
+    groups: int,
+    style: Literal["pytorch", "caffe"],
+) -> list[nn.Conv2d]:
+    """Return the convolutions of a bottleneck with `width` channels inside and 4 x `channels` outside (figure 5 right)."""
+    first, second = (stride, 1) if style == "caffe" else (1, stride)
+    return [
+        nn.Conv2d(in_channels, width, 1, first, bias=False),
+        nn.Conv2d(width, width, 3, second, dilation, dilation, groups, bias=False),
+        nn.Conv2d(width, channels * 4, 1, bias=False),
+    ]
+
+
+class ResidualBlock(nn.Module):
+    """Convolutions conv1, conv2, ... with a norm each, and a shortcut, projected where the shapes differ."""
+
+    def __init__(self, convs: list[nn.Conv2d], stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.layers = [(f"conv{number}", f"{norm_name(norm)}{number}") for number in range(1, len(convs) + 1)]
+        for conv, (conv_key, norm_key) in zip(convs, self.layers, strict=True):
+            self.add_module(conv_key, conv)
+            self.add_module(norm_key, make_norm(norm, conv.out_channels))
+        in_channels, out_channels = convs[0].in_channels, convs[-1].out_channels
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, make_norm(norm, out_channels))
+        self.relu = nn.ReLU(inplace=True)
+
+    @property
+    def last_norm(self) -> Any:
+        """The norm that ends the residual branch."""
+        return getattr(self, self.layers[-1][1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N,C',H/stride,W/stride] of x [N,C,H,W]."""
+        shortcut = self.downsample(x) if self.downsample else x
+        for conv, norm in self.layers:
+            x = getattr(self, norm)(getattr(self, conv)(x))
+            x = self.relu(x if norm != self.layers[-1][1] else x + shortcut)
+        return x
+
+
+class ResNet(nn.Module):
+    """A stem of stride 4, then stages of residual blocks called layer1, layer2, ...
+
+    `strides` are those of all stages against the image. `out_channels` and `strides` of the module are those of its
+    outputs.
+    """
+
+    def __init__(
+        self,
+        stages: list[nn.Sequential],
+        norm: Norm,
+        *,
+        out_stages: tuple[int, ...],
+        strides: tuple[int, ...],
+        frozen_stages: int,
+        norm_eval: bool,
+        norm_trained: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_eval = norm_eval
+        self.frozen_stages = frozen_stages
+        self.stem_norm = f"{norm_name(norm)}1"
+        self.stage_names = [f"layer{stage}" for stage in range(1, len(stages) + 1)]
+        self.out_names = [f"layer{stage}" for stage in out_stages]
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.add_module(self.stem_norm, make_norm(norm, 64))
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        for name, stage in zip(self.stage_names, stages, strict=True):
+            self.add_module(name, stage)
+        self.strides = tuple(strides[stage - 1] for stage in out_stages)
+        self.out_channels = tuple(stages[stage - 1][-1].last_norm.weight.shape[0] for stage in out_stages)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, ResidualBlock):
+                # Each block starts as its shortcut (Goyal et al. 2017, section 5.1).
+                nn.init.zeros_(module.last_norm.weight)
+            elif isinstance(module, _BatchNorm | nn.GroupNorm):
+                module.requires_grad_(norm_trained)
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps [N,C,H/stride,W/stride] of the out stages of images [N,3,H,W]."""
+        x = self.maxpool(self.relu(getattr(self, self.stem_norm)(self.conv1(images))))
+        features = []
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self.out_names:
+                features.append(x)
+        return tuple(features)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Set the mode of everything that is trained; the rest stays in eval mode."""
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        """Yield the stem's layers and the first stages, as many as are frozen."""
+        if self.frozen_stages:
+            yield self.conv1
+            yield getattr(self, self.stem_norm)
+            yield from (getattr(self, name) for name in self.stage_names[: self.frozen_stages])
