@@ -1,0 +1,193 @@
+"""Reference cases: what another code base computed for a model, and the comparison of ours with it.
+
+A case holds no weights: they follow from names and shapes by `rule.py`. A test builds a model and asks for the list
+of what differs, which must be empty.
+"""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from detcli.nn.boxes import pairwise_iou
+from detcli.nn.masks import paste_masks
+from detcli.structures import Batch, Target
+
+HERE = Path(__file__).parent
+CASES = HERE / "cases"
+FEATURE_TOLERANCE = 1e-4  # of the standard deviation
+LOSS_TOLERANCE = 1e-4  # relative
+GRADIENT_TOLERANCE = 1e-3  # relative
+MATCHED = 0.95  # of the reference's detections
+
+
+def _rule():
+    spec = importlib.util.spec_from_file_location("parity_rule", HERE / "rule.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Parity:
+    """Loads cases and compares a model with them; every comparison returns a list of what differs."""
+
+    rule = _rule()
+
+    def load(self, name):
+        """Return the case `name` (``"mmdet/retinanet/retinanet_r50_fpn_1x_coco"``).
+
+        One that shares the numbers of another case is filled up with them.
+        """
+        case = json.loads(gzip.decompress((CASES / f"{name}.json.gz").read_bytes()))
+        if "same_model_as" in case:
+            source = name.split("/")[0]
+            case = {**self.load(f"{source}/{case['same_model_as']}"), **case}
+        return case
+
+    def failures(self, case, model):
+        """Compare `model` with an MMDetection case in everything that the case holds."""
+        wrong = self.parameters(case, model)
+        if wrong:
+            return wrong
+        rows = case["state_dict"]
+        model.load_state_dict({row[0]: torch.from_numpy(self.rule.fill(*row)) for row in rows})
+        batch = self.batch(case)
+        return [
+            *self.features(case, model, batch),
+            *self.detections(case["detections"], self.predict(model, batch)),
+            *self.losses(case, model, batch),
+        ]
+
+    def parameters(self, case, model):
+        """Compare names and shapes of the state dict, and which parameters are frozen."""
+        ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+        theirs = {row[0]: row[1] for row in case["state_dict"]}
+        wrong = [f"{name}: not in the reference" for name in ours.keys() - theirs.keys()]
+        wrong += [f"{name}: missing" for name in theirs.keys() - ours.keys()]
+        wrong += [
+            f"{name}: shape {ours[name]}, not {theirs[name]}"
+            for name in ours.keys() & theirs.keys()
+            if ours[name] != theirs[name]
+        ]
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        wrong += [
+            f"{name}: {'frozen' if name in frozen else 'trained'}" for name in frozen ^ set(case["frozen"])
+        ]
+        return sorted(wrong)
+
+    def batch(self, case):
+        """Return the picture and the targets of a case, already normalised."""
+        height, width = case["input"]["height"], case["input"]["width"]
+        images = torch.from_numpy(self.rule.make_input(height, width, case["input"]["seed"]))
+        boxes, labels, masks = self.rule.make_targets(height, width, case["num_classes"])
+        target = Target(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(masks))
+        return Batch(images, torch.tensor([[height, width]]), [target])
+
+    @torch.no_grad()
+    def features(self, case, model, batch):
+        """Compare the outputs of backbone and neck."""
+        model.eval()
+        outputs = {"backbone": model.backbone(batch.images)}
+        if model.neck is not None:
+            outputs["neck"] = model.neck(outputs["backbone"])
+        wrong = []
+        for part, levels in outputs.items():
+            for level, reference in zip(levels, case["features"][part], strict=True):
+                error = self.feature_error(level, reference)
+                if error > FEATURE_TOLERANCE:
+                    wrong.append(
+                        f"features of {part} {reference['path']}: off by {error:.2g} of their deviation"
+                    )
+        return wrong
+
+    def feature_error(self, tensor, reference):
+        """Return the largest difference in mean, deviation and samples, in standard deviations of the reference."""
+        if list(tensor.shape) != reference["shape"]:
+            return float("inf")
+        values = tensor.double().flatten()
+        samples = torch.tensor(reference["samples"], dtype=torch.float64)
+        index = torch.linspace(0, len(values) - 1, len(samples), dtype=torch.float64).long()
+        differences = [
+            values.mean() - reference["mean"],
+            values.std(correction=0) - reference["std"],
+            *(values[index] - samples),
+        ]
+        return float(torch.stack(differences).abs().max()) / reference["std"]
+
+    @torch.no_grad()
+    def predict(self, model, batch):
+        """Return the detections of the only image of `batch`."""
+        return model.eval()(batch)[0]
+
+    def detections(self, reference, ours):
+        """Match the reference's best detections one to one with ours, and the areas of their masks."""
+        wrong = []
+        count = reference["count"]
+        if abs(len(ours) - count) > 0.05 * count:
+            wrong.append(f"{len(ours)} detections, not {count}")
+        scores, labels = torch.tensor(reference["scores"]), torch.tensor(reference["labels"])
+        alike = pairwise_iou(torch.tensor(reference["boxes"]), ours.boxes) >= 0.99
+        alike &= (scores[:, None] - ours.scores).abs() <= 1e-3
+        alike &= labels[:, None] == ours.labels
+        pairs = []
+        for index, row in enumerate(alike):
+            if row.any():
+                partner = int(row.int().argmax())
+                alike[:, partner] = False
+                pairs.append((index, partner))
+        if len(pairs) < MATCHED * len(scores):
+            wrong.append(f"only {len(pairs)} of {len(scores)} detections match")
+        if "mask_areas" in reference:
+            wrong += self.mask_areas(reference, ours, pairs)
+        return wrong
+
+    def mask_areas(self, reference, ours, pairs):
+        """Compare the areas of pasted masks, within 1 % and a pixel."""
+        size = tuple(reference["mask_rle"][0]["size"])
+        areas = paste_masks(ours.mask_crops, ours.boxes, size).flatten(1).sum(1, dtype=torch.int64)
+        expected = reference["mask_areas"]
+        off = [
+            f"{int(areas[partner])} for {expected[index]}"
+            for index, partner in pairs
+            if abs(int(areas[partner]) - expected[index]) > 0.01 * expected[index] + 1
+        ]
+        return [f"areas of masks: {', '.join(off)}"] if off else []
+
+    def losses(self, case, model, batch):
+        """Compare losses by name, and the norms of the gradients of their sum."""
+        losses = self.backward(model, batch)
+        expected = {name: value["sum"] for name, value in case["losses"].items() if "loss" in name}
+        norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+        wrong = self.compare("loss", losses, expected, LOSS_TOLERANCE)
+        total = sum(norms.values())
+        wrong += self.compare("gradients", {"sum": total}, {"sum": case["grad_norm_sum"]}, GRADIENT_TOLERANCE)
+        sampled = {name: norms.get(name, 0.0) for name in case["grad_norms"]}
+        return wrong + self.compare("gradient of", sampled, case["grad_norms"], GRADIENT_TOLERANCE)
+
+    def backward(self, model, batch):
+        """Return the losses by name, after their gradients were computed, with normalisation layers in eval mode."""
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+                module.eval()
+        model.zero_grad()
+        losses = {name: value for name, value in model(batch).items() if "loss" in name}
+        sum(losses.values()).backward()
+        return {name: float(value) for name, value in losses.items()}
+
+    def compare(self, what, ours, expected, tolerance):
+        """Return the names whose values differ by more than `tolerance` of the expected one."""
+        wrong = [f"{what} {name}: only on one side" for name in ours.keys() ^ expected.keys()]
+        for name in ours.keys() & expected.keys():
+            if abs(ours[name] - expected[name]) > tolerance * abs(expected[name]) + 1e-6:
+                wrong.append(f"{what} {name}: {ours[name]:.7g}, not {expected[name]:.7g}")
+        return wrong
+
+
+@pytest.fixture(scope="session")
+def parity():
+    return Parity()
