@@ -22,7 +22,7 @@ KINDS = {
 
 
 def plot_run(folder: Path) -> list[Path]:
-    """Draw losses.png and ap.png in `folder` from its metrics.jsonl; return those that there are figures for."""
+    """Draw losses.png and ap.png in `folder` from its metrics.jsonl; return what was drawn."""
     lines = _read(folder / "metrics.jsonl")
     written = []
     for kind, name, plot in (("train", "losses.png", _losses), ("eval", "ap.png", _precision)):
@@ -61,7 +61,7 @@ def _losses(lines: list[dict[str, Any]]) -> Figure:
         )
         finite = values[np.isfinite(values)]
         if finite.size:
-            highest = max(highest, float(np.quantile(finite, 0.98)), float(np.nanmax(smooth)))
+            highest = max(highest, float(np.quantile(finite, 0.98)))
     # The first steps may be far above the rest; they would press the curves flat.
     axes.set_ylim(0, 1.05 * highest or None)
     rate = axes.twinx()
@@ -97,11 +97,10 @@ def _precision(lines: list[dict[str, Any]]) -> Figure:
                 label=label,
             )
             if rank == 0 and np.isfinite(values[-1]):
-                place = {"xytext": (0, 7), "textcoords": "offset points"}
-                axes.annotate(
-                    f"{values[-1]:.1f}", (steps[-1], values[-1]), **place, ha="center", fontweight="bold"
-                )
+                end, text = (steps[-1], values[-1]), f"{values[-1]:.1f}"
+                axes.annotate(text, end, (6, 0), textcoords="offset points", va="center", fontweight="bold")
     axes.set_ylim(0, 100)
+    axes.margins(x=0.07)
     axes.legend(loc="upper left", fontsize=9)
     return figure
 
@@ -123,9 +122,9 @@ def _column(lines: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of each value and its neighbours, a twenty-fifth of the curve, without what is not finite."""
+    """Return the mean of the finite values around each value, over a twenty-fifth of the curve."""
     window = np.ones(max(1, len(values) // 25 // 2 * 2 + 1))
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0), window, mode="same")
     count = np.convolve(finite.astype(np.float64), window, mode="same")
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
+    return np.where(count > 0.5, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,1 @@
+"""Measuring what models find: COCO figures, result files and reports."""
