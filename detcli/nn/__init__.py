@@ -1,1 +1,1 @@
-"""What two or more methods share: backbones, necks, heads, anchors, box coders, assigners, samplers, losses."""
+"""What two or more methods share, from backbones to losses."""

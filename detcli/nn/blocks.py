@@ -86,7 +86,7 @@ class Scale(nn.Module):
 
 
 def normal_init(module: nn.Module, std: float, bias: float = 0.0) -> None:
-    """Draw the weights of every convolution and linear layer in `module` from N(0, std²); biases become `bias`."""
+    """Draw the weights of the convolutions and linear layers in `module` from N(0, std²), and set biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, std=std)
@@ -95,7 +95,7 @@ def normal_init(module: nn.Module, std: float, bias: float = 0.0) -> None:
 
 
 def xavier_init(module: nn.Module) -> None:
-    """Draw the weights of every convolution and linear layer in `module` from Glorot's uniform; biases become 0."""
+    """Draw the weights of the convolutions and linear layers in `module` from Glorot's uniform; biases: 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -104,5 +104,5 @@ def xavier_init(module: nn.Module) -> None:
 
 
 def prior_bias(probability: float) -> float:
-    """Return the logit of `probability` in 0..1, the bias of a classifier that starts there (RetinaNet, section 4.1)."""
+    """Return the bias of a classifier that starts at `probability`, 0..1 (RetinaNet, section 4.1)."""
     return math.log(probability / (1 - probability))

@@ -13,8 +13,8 @@ from detcli.structures import Batch, Detections
 class Detector(nn.Module):
     """A backbone, a neck or None, and heads that a subclass adds.
 
-    A subclass has `losses` and `detect`. `tasks` is what it predicts: "box", "mask" or "proposal", the last of
-    them being what runs are compared by.
+    A subclass has `losses` and `detect`. `tasks` is what it predicts: "box", "mask" or "proposal", the last
+    of them being what runs are compared by.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class Detector(nn.Module):
         self.tasks = tasks
 
     def forward(self, batch: Batch) -> Any:
-        """Return, of a batch with float images, named losses in training and one `Detections` an image in eval mode.
+        """Return named losses in training, one `Detections` an image in eval mode; images are float32.
 
-        Losses are scalars; those with "loss" in their name are summed, others are only logged. Detections are in
-        pixels of the batch's images, best first.
+        Losses are scalars; those with "loss" in their name are summed, others are only logged. Detections
+        are in pixels of the batch's images, best first.
         """
         features = self.backbone(batch.images)
         if self.neck is not None:
@@ -64,7 +64,10 @@ class SingleStageDetector(Detector):
 
 
 class TwoStageDetector(Detector):
-    """A detector whose `roi_head` looks again at proposals: its `rpn_head`'s or, without one, those of the batch's targets."""
+    """A detector whose `roi_head` looks again at the proposals of its `rpn_head`.
+
+    Without an `rpn_head`, the proposals are those in the batch's targets, in eval mode too.
+    """
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class TwoStageDetector(Detector):
         self.roi_head: Any = roi_head
 
     def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of both stages; proposals are not differentiated."""
+        """Return the losses of both stages; no gradient flows through the proposals."""
         losses: dict[str, Tensor] = {}
         if self.rpn_head is None:
             proposals = given_proposals(batch)
@@ -87,7 +90,8 @@ class TwoStageDetector(Detector):
             outputs = self.rpn_head(features)
             losses |= self.rpn_head.losses(outputs, batch)
             proposals = [image.boxes for image in self.rpn_head.propose(outputs, batch.sizes)]
-        return losses | self.roi_head.losses(features, proposals, batch)
+        losses |= self.roi_head.losses(features, proposals, batch)
+        return losses
 
     def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
         """Return the second stage's detections."""
@@ -109,6 +113,7 @@ def given_proposals(batch: Batch) -> list[Tensor]:
     if len(given) < len(batch):
         raise DetcliError(
             "this model takes its proposals from a file, and got none. "
-            "Write one with `detcli predict RPN_CHECKPOINT --data SOURCE --proposals FILE`, then `--set data.proposals=FILE`."
+            "Write one with `detcli predict RPN_CHECKPOINT --data SOURCE --proposals FILE`, "
+            "then give it as `--set data.proposals=FILE`."
         )
     return given

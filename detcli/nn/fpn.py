@@ -22,11 +22,11 @@ def fpn(
     relu_before_extra: bool = False,
     norm: Literal["none", "bn", "syncbn", "gn"] = "none",
 ) -> FPN:
-    """Return a pyramid on the inputs from index `start_level` on, with extra levels on top until there are `num_outs`.
+    """Return a pyramid of `num_outs` levels on the inputs from index `start_level` on.
 
-    Extra levels are the highest one subsampled by 2 (pool; FPN, section 4.1), or strided convolutions, each on the one
-    below (RetinaNet, footnote 2), of which the first sees the highest input, its lateral, or its output.
-    `relu_before_extra` puts a ReLU before each but the first of them.
+    Levels above the inputs are the highest one subsampled by 2 (pool; FPN, section 4.1), or strided
+    convolutions, each on the one below (RetinaNet, section 4), of which the first sees the highest input,
+    its lateral, or its output. `relu_before_extra` puts a ReLU before each but the first of them.
 
     Raises `UsageError` when `num_outs` is less than the number of inputs.
     """
@@ -47,9 +47,9 @@ def fpn(
 
 
 class FPN(nn.Module):
-    """Laterals lateral_convs.N and outputs fpn_convs.N, lowest level first; the last fpn_convs are the extra levels.
+    """Laterals lateral_convs.N and outputs fpn_convs.N, lowest level first; the last fpn_convs are the extra.
 
-    It takes the highest of the features that it is given, as many as it has laterals.
+    Of the features that it is given, it takes the highest, as many as it has laterals.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FPN(nn.Module):
         xavier_init(self)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return `num_outs` maps [N,out_channels,H/stride,W/stride] of a backbone's features, lowest stride first."""
+        """Return maps [N,out_channels,H/stride,W/stride] of a backbone's features, lowest stride first."""
         features = features[-len(self.lateral_convs) :]
         laterals = [conv(feature) for conv, feature in zip(self.lateral_convs, features, strict=True)]
         for level in range(len(laterals) - 1, 0, -1):

@@ -1,6 +1,6 @@
 """ResNet and ResNeXt backbones (He et al. 2016, arXiv 1512.03385; Xie et al. 2017, arXiv 1611.05431).
 
-State-dict names are torchvision's: conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, ... (gn1 with group norm).
+State-dict names are torchvision's: conv1, bn1, layer1.0.conv1, layer1.0.downsample.0; gn1 with group norm.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def resnet(
 ) -> ResNet:
     """Return a ResNet with random weights whose features are the outputs of `out_stages` (1 to 4).
 
-    `style` is where a bottleneck strides: in its 3x3 (pytorch) or its first 1x1 (caffe). With `norm_eval`, batch norms
-    keep their statistics in training; without `norm_trained`, norms keep their weights and biases. `frozen_stages`
-    stages and the stem before them are not trained at all; 0 trains everything.
+    `style` is where a bottleneck strides: in its 3x3 (pytorch) or its first 1x1 (caffe). With `norm_eval`,
+    batch norms keep their statistics in training; without `norm_trained`, norms keep their weights and
+    biases. `frozen_stages` stages and the stem before them are not trained at all; 0 trains everything.
     """
     num_stages = max(out_stages)
     stages = []
@@ -55,7 +55,7 @@ def resnet(
                 )
             blocks.append(ResidualBlock(convs, stride, norm))
             in_channels = convs[-1].out_channels
-        stages.append(nn.Sequential(*blocks))
+        stages.append(blocks)
     return ResNet(
         stages,
         norm,
@@ -84,7 +84,7 @@ def bottleneck_convs(
     groups: int,
     style: Literal["pytorch", "caffe"],
 ) -> list[nn.Conv2d]:
-    """Return the convolutions of a bottleneck with `width` channels inside and 4 x `channels` outside (figure 5 right)."""
+    """Return the convolutions of a bottleneck, `width` inside and 4 x `channels` outside (figure 5 right)."""
     first, second = (stride, 1) if style == "caffe" else (1, stride)
     return [
         nn.Conv2d(in_channels, width, 1, first, bias=False),
@@ -102,11 +102,12 @@ class ResidualBlock(nn.Module):
         for conv, (conv_key, norm_key) in zip(convs, self.layers, strict=True):
             self.add_module(conv_key, conv)
             self.add_module(norm_key, make_norm(norm, conv.out_channels))
-        in_channels, out_channels = convs[0].in_channels, convs[-1].out_channels
+        in_channels = convs[0].in_channels
+        self.out_channels = convs[-1].out_channels
         self.downsample = None
-        if stride != 1 or in_channels != out_channels:
-            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, make_norm(norm, out_channels))
+        if stride != 1 or in_channels != self.out_channels:
+            projection = nn.Conv2d(in_channels, self.out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, make_norm(norm, self.out_channels))
         self.relu = nn.ReLU(inplace=True)
 
     @property
@@ -126,13 +127,13 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem of stride 4, then stages of residual blocks called layer1, layer2, ...
 
-    `strides` are those of all stages against the image. `out_channels` and `strides` of the module are those of its
-    outputs.
+    It is given the `strides` of all stages against the image, and has the `out_channels` and `strides` of
+    its outputs.
     """
 
     def __init__(
         self,
-        stages: list[nn.Sequential],
+        stages: list[list[ResidualBlock]],
         norm: Norm,
         *,
         out_stages: tuple[int, ...],
@@ -152,9 +153,9 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for name, stage in zip(self.stage_names, stages, strict=True):
-            self.add_module(name, stage)
+            self.add_module(name, nn.Sequential(*stage))
         self.strides = tuple(strides[stage - 1] for stage in out_stages)
-        self.out_channels = tuple(stages[stage - 1][-1].last_norm.weight.shape[0] for stage in out_stages)
+        self.out_channels = tuple(stages[stage - 1][-1].out_channels for stage in out_stages)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
