@@ -25,7 +25,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def learn(session: nox.Session) -> None:
     """Train every method on the built-in shapes from random weights and hold it to the figures it should reach."""
-    session.run("pytest", "tests/learn", "--learn=full", "-s", *session.posargs)
+    session.run("pytest", "tests/learn", "-s", *session.posargs, env={"DETCLI_LEARN": "full"})
 
 
 @nox.session

@@ -105,13 +105,13 @@ def train(
         checkpoint = open_checkpoint(resume / "last.safetensors" if resume.is_dir() else resume)
         if checkpoint.training is None:
             raise UsageError(f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors.")
-        resolved = revise(checkpoint.config, settings=settings or [], flags=flags)
+        run_config = revise(checkpoint.config, settings=settings or [], flags=flags)
         folder = checkpoint.path.parent
     else:
         checkpoint = None
         if not model:
             raise UsageError("which model? `detcli list recipes` shows them; `detcli train --resume RUN` continues a run.")
-        resolved = resolve(
+        run_config = resolve(
             model,
             backbone=backbone or None,
             neck=neck or None,
@@ -120,10 +120,10 @@ def train(
             file=config,
             settings=settings or [],
             flags=flags,
-        )
+        ).config
         folder = out or Path("runs") / model
         free_folder(folder, overwrite)
-    run_config = lengthened(resolved, epochs=epochs, iters=iters)
+    run_config = lengthened(run_config, epochs=epochs, iters=iters)
     evaluation = run(run_config, folder, console, checkpoint)
     show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
     console.print(f"{folder}: checkpoints, metrics.json, metrics.jsonl, losses.png, ap.png and pictures/", highlight=False)

@@ -10,6 +10,8 @@ from detcli.engine.evaluate import Evaluation
 from detcli.eval.report import write_metrics
 
 SHOW_SCORE = 0.3
+SHOW_SIDE = 480
+"""Pictures whose longer side is far below this are drawn larger, so that labels do not hide the objects."""
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
@@ -27,7 +29,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDat
     pictures.mkdir(exist_ok=True)
     drawn = []
     for info, detections in evaluation.shown:
-        image = draw(dataset.picture(info.image_id), detections, dataset.classes.names, SHOW_SCORE)
+        picture = dataset.picture(info.image_id)
+        scale = max(1, round(SHOW_SIDE / max(picture.shape[:2])))
+        image = draw(picture, detections, dataset.classes.names, SHOW_SCORE, scale)
         cv2.imwrite(str(pictures / f"{Path(info.name).stem}.png"), image[..., ::-1])
         drawn.append(image)
     cv2.imwrite(str(pictures / "all.png"), contact_sheet(drawn, columns=4)[..., ::-1])
