@@ -37,7 +37,7 @@ class Target:
 
     boxes [G,4] float32 xyxy; labels [G] int64 in 0..classes-1; masks [G,H,W] uint8 of 0 and 1, at the size of the
     padded batch once batched; ignored [I,4] boxes of crowd regions; proposals [P,4] boxes for models that are given theirs,
-    best first.
+    best first; semantic [H,W] uint8 labels of things and stuff, 255 in the padding; keypoints [G,K,3] (x, y, visibility).
     """
 
     boxes: Tensor
@@ -46,6 +46,7 @@ class Target:
     ignored: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     proposals: Tensor | None = None
     semantic: Tensor | None = None
+    keypoints: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """Return a copy with every tensor on `device`."""

@@ -1,0 +1,246 @@
+"""Annotations of pictures: one picture's, and those of a whole dataset in flat arrays."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from detcli.data.images import TURNED, Pixels
+
+Floats: TypeAlias = NDArray[np.float64]
+Segmentation: TypeAlias = list[Floats] | dict[str, Any]
+"""Polygons, each [2P] of x and y in turn; or run lengths, ``{"size": [h, w], "counts": bytes}``; [] where there is none."""
+
+
+@dataclass(slots=True)
+class Annotations:
+    """The M annotated objects of one picture of `size` (height, width), in its pixels.
+
+    ids [M]; xywh [M,4] left, top, width and height; categories [M] positions in the dataset's list of categories; crowd
+    [M]; areas [M]; keypoints [M,K,3] x, y and visibility (0 unlabelled, 1 hidden, 2 visible), K = 0 without any; semantic
+    [H,W] stuff and thing labels.
+    """
+
+    size: tuple[int, int]
+    ids: NDArray[np.int64]
+    xywh: Floats
+    categories: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: Floats
+    segmentations: list[Segmentation]
+    keypoints: NDArray[np.float32]
+    semantic: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class Category:
+    """A category of a dataset: its own id, its name, and its keypoints' names."""
+
+    id: int
+    name: str
+    keypoints: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Annotated pictures, as a builder in the ``datasets`` slot returns them.
+
+    `sizes` [N,2] are heights and widths; `filled` [N] says which pictures hold an object that can be trained on.
+    """
+
+    name: str
+    categories: list[Category]
+    image_ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    filled: NDArray[np.bool_]
+    has_masks: bool
+
+    def file_name(self, index: int) -> str:
+        """Return the name of picture `index`."""
+        ...
+
+    def read(self, index: int) -> tuple[Pixels, Annotations]:
+        """Return picture `index`, uint8 [H,W,3] RGB, and its annotations in its pixels.
+
+        Raises `DetcliError` when the picture can't be read or has another size than its annotations say.
+        """
+        ...
+
+    def annotations(self, index: int) -> Annotations:
+        """Return the annotations that `read` gives, without decoding the picture where that can be avoided."""
+        ...
+
+
+class AnnotationStore:
+    """The annotations of all pictures of a dataset in flat arrays.
+
+    A worker process that reads Python objects writes their reference counts and so copies their memory page by page; numpy
+    arrays stay shared.
+    """
+
+    def __init__(self) -> None:
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")
+        self._xywh, self._areas, self._crowd = array("d"), array("d"), array("b")
+        # Object j has the polygons from ends[j - 1] up to ends[j]; likewise for the other two levels and kinds.
+        self._polygons, self._polygon_ends, self._points_ends = array("d"), array("q"), array("q")
+        self._runs, self._run_ends = bytearray(), array("q")
+        self._keypoints, self._keypoint_ends = array("f"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(
+        self,
+        image: int,
+        annotation_id: int,
+        category: int,
+        xywh: list[float],
+        area: float,
+        crowd: bool,
+        segmentation: list[list[float]] | bytes = b"",
+        keypoints: list[float] | tuple[()] = (),
+    ) -> None:
+        """Append one object of picture number `image`; `segmentation` is polygons or compressed run lengths."""
+        self._images.append(image)
+        self._ids.append(annotation_id)
+        self._categories.append(category)
+        self._xywh.extend(xywh)
+        self._areas.append(area)
+        self._crowd.append(crowd)
+        if isinstance(segmentation, bytes):
+            self._runs.extend(segmentation)
+        else:
+            for polygon in segmentation:
+                self._polygons.extend(polygon)
+                self._points_ends.append(len(self._polygons))
+        self._run_ends.append(len(self._runs))
+        self._polygon_ends.append(len(self._points_ends))
+        self._keypoints.extend(keypoints)
+        self._keypoint_ends.append(len(self._keypoints))
+
+    def freeze(self, sizes: NDArray[np.int64]) -> None:
+        """Turn what was added into arrays and index it by picture; `sizes` [N,2] are the pictures' heights and widths."""
+        self.sizes = sizes
+        self.ids = np.array(self._ids, np.int64)
+        self.images = np.array(self._images, np.int64)
+        self.categories = np.array(self._categories, np.int64)
+        self.xywh = np.array(self._xywh, np.float64).reshape(-1, 4)
+        self.areas = np.array(self._areas, np.float64)
+        self.crowd = np.array(self._crowd, np.bool_)
+        self.polygons = np.array(self._polygons, np.float64)
+        self.points_first = _first(self._points_ends)
+        self.polygon_first = _first(self._polygon_ends)
+        self.runs = np.frombuffer(bytes(self._runs), np.uint8)
+        self.run_first = _first(self._run_ends)
+        self.keypoints = np.array(self._keypoints, np.float32).reshape(-1, 3)
+        self.keypoint_first = _first(self._keypoint_ends) // 3
+        self.rows = np.argsort(self.images, kind="stable")
+        self.row_first = np.searchsorted(self.images[self.rows], np.arange(len(sizes) + 1))
+        del self._ids, self._images, self._categories, self._xywh, self._areas, self._crowd, self._polygons
+        del self._points_ends, self._polygon_ends, self._runs, self._run_ends, self._keypoints, self._keypoint_ends
+
+    def trainable(self) -> NDArray[np.bool_]:
+        """Return [M] bool: objects, not crowd regions, of at least a pixel a side that lie in their picture at all."""
+        left, top, width, height = self.xywh.T
+        size = self.sizes[self.images]
+        inside = (left < size[:, 1]) & (top < size[:, 0]) & (left + width > 0) & (top + height > 0)
+        return ~self.crowd & (width >= 1) & (height >= 1) & inside
+
+    def segmented(self) -> NDArray[np.bool_]:
+        """Return [M] bool: objects with polygons or run lengths."""
+        return (np.diff(self.polygon_first) > 0) | (np.diff(self.run_first) > 0)
+
+    def __getitem__(self, image: int) -> Annotations:
+        """Return the annotations of picture number `image`, as they were added."""
+        rows = self.rows[self.row_first[image] : self.row_first[image + 1]]
+        height, width = (int(side) for side in self.sizes[image])
+        counts = self.keypoint_first[rows + 1] - self.keypoint_first[rows]
+        keypoints = np.zeros((len(rows), int(counts.max(initial=0)), 3), np.float32)
+        for position in np.flatnonzero(counts):
+            first = self.keypoint_first[rows[position]]
+            keypoints[position, : counts[position]] = self.keypoints[first : first + counts[position]]
+        return Annotations(
+            (height, width),
+            self.ids[rows],
+            self.xywh[rows],
+            self.categories[rows],
+            self.crowd[rows],
+            self.areas[rows],
+            [self._segmentation(int(row), height, width) for row in rows],
+            keypoints,
+        )
+
+    def _segmentation(self, row: int, height: int, width: int) -> Segmentation:
+        if self.run_first[row] < self.run_first[row + 1]:
+            counts = self.runs[self.run_first[row] : self.run_first[row + 1]].tobytes()
+            return {"size": [height, width], "counts": counts}
+        first, last = self.polygon_first[row], self.polygon_first[row + 1]
+        ends = self.points_first[first : last + 1]
+        return [self.polygons[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def turn(annotations: Annotations, orientation: int) -> Annotations:
+    """Return annotations of the stored pixels in those of the upright picture.
+
+    `orientation` is one of the four EXIF orientations that swap width and height.
+    """
+    height, width = annotations.size
+    # Upright x is the stored y, from the bottom up in 6 and 7; upright y is the stored x, from the right in 7 and 8.
+    from_bottom, from_right = orientation in (6, 7), orientation in (7, 8)
+    assert orientation in TURNED
+
+    def points(xy: NDArray[Any]) -> NDArray[Any]:
+        x, y = xy[..., 0], xy[..., 1]
+        return np.stack([height - y if from_bottom else y, width - x if from_right else x], axis=-1)
+
+    left, top, box_width, box_height = annotations.xywh.T
+    x = height - top - box_height if from_bottom else top
+    y = width - left - box_width if from_right else left
+    segmentations: list[Segmentation] = []
+    for segmentation in annotations.segmentations:
+        if isinstance(segmentation, dict):
+            mask = mask_utils.decode(segmentation).T
+            mask = mask[:, ::-1] if from_bottom else mask
+            mask = mask[::-1] if from_right else mask
+            segmentations.append(mask_utils.encode(np.asfortranarray(mask)))
+        else:
+            segmentations.append([points(polygon.reshape(-1, 2)).reshape(-1) for polygon in segmentation])
+    keypoints = annotations.keypoints.copy()
+    labelled = keypoints[..., 2] > 0
+    keypoints[labelled, :2] = points(keypoints[labelled, :2])
+    return replace(
+        annotations,
+        size=(width, height),
+        xywh=np.stack([x, y, box_height, box_width], axis=1),
+        segmentations=segmentations,
+        keypoints=keypoints,
+    )
+
+
+def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a segmentation as compressed run lengths, polygons filled as COCO does."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    if not segmentation:
+        return mask_utils.encode(np.zeros(size, np.uint8, order="F"))
+    return mask_utils.merge(mask_utils.frPyObjects([polygon.tolist() for polygon in segmentation], *size))
+
+
+def bitmaps(segmentations: list[Segmentation], size: tuple[int, int]) -> Pixels:
+    """Return masks [M,H,W] of 0 and 1 at the picture's own `size` (height, width)."""
+    if not segmentations:
+        return np.zeros((0, *size), np.uint8)
+    runs = [run_lengths(segmentation, size) for segmentation in segmentations]
+    masks: Pixels = mask_utils.decode(runs).transpose(2, 0, 1)
+    return masks
+
+
+def _first(ends: array[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.array(ends, np.int64)]).astype(np.int64)

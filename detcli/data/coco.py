@@ -1,0 +1,402 @@
+"""Reads COCO-style JSON: finds it in a folder, checks it, and keeps it in flat arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from detcli.data.annotations import Annotations, AnnotationStore, Category, turn
+from detcli.data.images import TURNED, Pixels, load_image, read_header, upright_size
+from detcli.errors import DetcliError
+
+Split = Literal["train", "val"]
+Report = Callable[[str], Any]
+
+SPLIT_NAMES = {
+    "train": ("train", "train2017", "train2014", "training"),
+    "val": ("val", "val2017", "val2014", "valid", "validation"),
+}
+"""What folders and files of a split are called, in order of preference."""
+
+STRAY_BOXES = 1e-4
+"""The share of boxes without area that counts as a slip, not as a broken file (COCO train2017 has one in 860,001)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """An annotation file, the folders in which its pictures may be, and whether it is its split's own."""
+
+    path: Path
+    roots: tuple[Path, ...]
+    own: bool = True
+
+
+def locate(source: Path, split: Split, images: str = "") -> Located:
+    """Find the annotation file of `split` in a folder (or take the file itself), and where its pictures may be.
+
+    A folder that has one annotation file in all uses it for both splits. `images` is the folder of pictures; without, they
+    are looked for beside the file and in nearby folders. Raises `DetcliError` that lists what was looked for.
+    """
+    if source.is_file():
+        path, own = source, False
+    else:
+        path, own = _find_file(source, split)
+    if images:
+        return Located(path, (Path(images),), own)
+    name = path.stem.removeprefix("instances_").removeprefix("annotations_").removesuffix("_annotations.coco")
+    names = (name, *(alias for aliases in SPLIT_NAMES.values() if name in aliases for alias in aliases))
+    roots: dict[Path, None] = {}
+    for base in (path.parent, path.parent.parent):
+        roots |= dict.fromkeys([base / name for name in names])
+        for folder in ("images", "data", "JPEGImages"):
+            roots |= dict.fromkeys([*(base / folder / name for name in names), base / folder])
+        roots[base] = None
+    return Located(path, tuple(roots), own)
+
+
+def _find_file(folder: Path, split: Split) -> tuple[Path, bool]:
+    patterns = [
+        pattern.format(name)
+        for name in SPLIT_NAMES[split]
+        for pattern in (
+            "annotations/instances_{}.json",
+            "annotations/{}.json",
+            "instances_{}.json",
+            "{}.json",
+            "annotations_{}.json",
+            "{}/_annotations.coco.json",
+            "{}/annotations.json",
+            "{}_annotations.coco.json",
+        )
+    ]
+    for pattern in patterns:
+        if (folder / pattern).is_file():
+            return folder / pattern, True
+    for inside in (folder, folder / "annotations"):
+        found = sorted(inside.glob("*.json"))
+        preferred = [path for path in found if path.name in ("annotations.json", "_annotations.coco.json")]
+        if len(preferred or found) == 1:
+            return (preferred or found)[0], False
+    there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.json"))[:8]
+    raise DetcliError(
+        f"{folder} has no annotations for {split}. Looked for {', '.join(patterns[:8])} (also with "
+        f"{', '.join(SPLIT_NAMES[split][1:])}), annotations.json, and a single .json file; "
+        f"there is {', '.join(there) or 'no .json file'}. Name one with `--{split} FILE.json`."
+    )
+
+
+class CocoSource:
+    """The pictures and annotations of one COCO-style JSON file."""
+
+    def __init__(
+        self,
+        name: str,
+        categories: list[Category],
+        store: AnnotationStore,
+        image_ids: NDArray[np.int64],
+        file_names: list[str],
+        root: Path,
+    ) -> None:
+        self.name = name
+        self.categories = categories
+        self.store = store
+        self.image_ids = image_ids
+        self.sizes = store.sizes
+        self.root = root
+        encoded = [file_name.encode() for file_name in file_names]
+        self._names = np.frombuffer(b"".join(encoded), np.uint8)
+        self._name_first = np.cumsum([0, *map(len, encoded)])
+        objects = ~store.crowd
+        self.has_masks = bool((store.segmented() & objects).any())
+        self.filled = np.bincount(store.images[store.trainable()], minlength=len(image_ids)) > 0
+
+    def file_name(self, index: int) -> str:
+        """Return the name of picture `index`, as the JSON has it."""
+        return self._names[self._name_first[index] : self._name_first[index + 1]].tobytes().decode()
+
+    def path(self, index: int) -> Path:
+        """Return where picture `index` is, or should be."""
+        return self.root / self.file_name(index)
+
+    def read(self, index: int) -> tuple[Pixels, Annotations]:
+        """Return picture `index` and its annotations, both upright.
+
+        Where the JSON describes the pixels as they are stored, and EXIF turns the picture by 90 degrees, the annotations
+        are turned with it. Raises `DetcliError` when the picture can't be read or has another size than the JSON says.
+        """
+        image = load_image(self.path(index))
+        annotations = self.store[index]
+        if image.shape[:2] != annotations.size:
+            annotations = self._turned(index, annotations)
+            if image.shape[:2] != annotations.size:
+                raise DetcliError(self.size_mismatch(index, (image.shape[0], image.shape[1])))
+        return image, annotations
+
+    def annotations(self, index: int) -> Annotations:
+        """Return the annotations of picture `index` in the pixels of the upright picture; reads only its header."""
+        annotations = self.store[index]
+        height, width = annotations.size
+        return annotations if height == width else self._turned(index, annotations)
+
+    def size_mismatch(self, index: int, size: tuple[int, int]) -> str:
+        """Return the message for a picture that is `size` (height, width), not what the JSON says."""
+        height, width = self.sizes[index]
+        return (
+            f"{self.path(index)} is {size[1]}x{size[0]} pixels, but {self.name} says {width}x{height}: "
+            "its boxes don't fit the picture."
+        )
+
+    def _turned(self, index: int, annotations: Annotations) -> Annotations:
+        try:
+            stored, orientation = read_header(self.path(index))
+        except DetcliError:
+            return annotations
+        return turn(annotations, orientation) if orientation in TURNED and stored == annotations.size else annotations
+
+
+def read_coco(located: Located, *, segmentations: bool = True, report: Report | None = None) -> CocoSource:
+    """Read a COCO-style JSON file.
+
+    Without `segmentations`, polygons and run lengths are left in the file. What is wrong with single entries goes to
+    `report`, and the entry is left out; without `report` the first such thing is raised. Raises `DetcliError` for a file that
+    can't be read, is malformed (with line and column) or has no pictures.
+    """
+    path = located.path
+
+    def fail(problem: str) -> NoReturn:
+        raise DetcliError(f"{path}: {problem}. `detcli data check {path}` lists all such problems.")
+
+    report = report or fail
+    data = _load_json(path)
+    categories, positions = _read_categories(data["categories"], report)
+    records = [record for record in data["images"] if _is_image(record, report)]
+    if not records:
+        raise DetcliError(f"{path} has no images.")
+    names = [str(record["file_name"]) for record in records]
+    root = _find_root(located, names)
+    numbers: dict[int, int] = {}
+    for number, record in enumerate(records):
+        if numbers.setdefault(int(record["id"]), number) != number:
+            report(f"two images have the id {record['id']}: {names[numbers[int(record['id'])]]} and {names[number]}")
+    sizes = np.array([_image_size(record, root) for record in records], np.int64).reshape(-1, 2)
+    store = AnnotationStore()
+    seen: set[int] = set()
+    for position, record in enumerate(data["annotations"]):
+        _add_annotation(store, record, position, seen, numbers, positions, sizes, segmentations, report)
+    store.freeze(sizes)
+    image_ids = np.array([int(record["id"]) for record in records], np.int64)
+    source = CocoSource(str(path), categories, store, image_ids, names, root)
+    _check_boxes(source, report)
+    return source
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            data = json.load(file)
+    except OSError as error:
+        raise DetcliError(f"can't read {path}: {error.strerror}.") from None
+    except json.JSONDecodeError as error:
+        raise DetcliError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except UnicodeDecodeError as error:
+        raise DetcliError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(data, dict):
+        raise DetcliError(f"{path} is no COCO-style file: it holds a {type(data).__name__}, not an object with {', '.join(keys)}.")
+    for key in keys:
+        if not isinstance(data.get(key), list):
+            there = ", ".join(sorted(data)[:8]) or "nothing"
+            raise DetcliError(f"{path} is no COCO-style file: it has no list {key!r} (there is {there}).")
+    return data
+
+
+def _read_categories(records: list[Any], report: Report) -> tuple[list[Category], dict[int, int]]:
+    """Return categories in order of their ids, and the position of each id."""
+    found: dict[int, Category] = {}
+    by_name: dict[str, int] = {}
+    for record in records:
+        if not isinstance(record, dict) or not _is_whole(record.get("id")) or not record.get("name"):
+            report(f"a category without a whole-number id and a name: {_short(record)}")
+            continue
+        category = Category(int(record["id"]), str(record["name"]), tuple(record.get("keypoints") or ()))
+        if category.id in found:
+            report(f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}")
+            continue
+        if by_name.setdefault(category.name, category.id) != category.id:
+            report(f"two categories are called {category.name!r}: {by_name[category.name]} and {category.id}")
+        found[category.id] = category
+    categories = [found[key] for key in sorted(found)]
+    return categories, {category.id: position for position, category in enumerate(categories)}
+
+
+def _is_image(record: Any, report: Report) -> bool:
+    good = isinstance(record, dict) and _is_whole(record.get("id")) and bool(record.get("file_name"))
+    if not good:
+        report(f"an image without a whole-number id and a file_name: {_short(record)}")
+    return good
+
+
+def _image_size(record: dict[str, Any], root: Path) -> tuple[int, int]:
+    """Return (height, width) as the JSON says, or else as the file's header says; (1, 1) where neither does."""
+    height, width = record.get("height"), record.get("width")
+    if _is_number(height) and _is_number(width) and height >= 1 and width >= 1:
+        return int(height), int(width)
+    try:
+        return upright_size(*read_header(root / str(record["file_name"])))
+    except DetcliError:
+        return 1, 1
+
+
+def _find_root(located: Located, names: list[str]) -> Path:
+    """Return the folder that has most of (up to 50 of) the named pictures.
+
+    Raises `DetcliError` that lists the folders when none has any.
+    """
+    step = max(len(names) // 50, 1)
+    some = names[::step]
+    counts = [sum((root / name).is_file() for name in some) for root in located.roots]
+    best = max(range(len(counts)), key=counts.__getitem__)
+    if counts[best] == 0:
+        existing = [str(root) for root in located.roots if root.is_dir()] or [str(root) for root in located.roots]
+        raise DetcliError(
+            f"can't find the pictures of {located.path} ({some[0]} and others): looked in {', '.join(existing)}. "
+            "Say where they are with `--images DIR`."
+        )
+    return located.roots[best]
+
+
+def missing_files(source: CocoSource) -> Iterator[int]:
+    """Yield the pictures that are not there, reading each folder once."""
+    listed: dict[Path, set[str]] = {}
+    for index in range(len(source.image_ids)):
+        path = source.path(index)
+        if path.parent not in listed:
+            try:
+                listed[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                listed[path.parent] = set()
+        if path.name not in listed[path.parent]:
+            yield index
+
+
+def _add_annotation(
+    store: AnnotationStore,
+    record: Any,
+    position: int,
+    seen: set[int],
+    numbers: dict[int, int],
+    categories: dict[int, int],
+    sizes: NDArray[np.int64],
+    segmentations: bool,
+    report: Report,
+) -> None:
+    """Append one entry of ``annotations`` to `store`, or report what is wrong with it."""
+    if not isinstance(record, dict):
+        report(f"annotation number {position} is no object: {_short(record)}")
+        return
+    annotation_id = record.get("id", position + 1)
+    name = f"annotation {annotation_id}"
+    if not _is_whole(annotation_id):
+        report(f"{name} has no whole-number id")
+        return
+    if int(annotation_id) in seen:
+        report(f"two annotations have the id {annotation_id}")
+    seen.add(int(annotation_id))
+    image_id, category_id, xywh = record.get("image_id"), record.get("category_id"), record.get("bbox")
+    if not _is_whole(image_id) or int(image_id) not in numbers:
+        report(f"{name} belongs to image {_short(image_id)}, which is not among the images")
+        return
+    if not _is_whole(category_id) or int(category_id) not in categories:
+        report(f"{name} has the category id {_short(category_id)}, which is not among the categories")
+        return
+    if not isinstance(xywh, list) or len(xywh) != 4 or not all(_is_number(value) for value in xywh):
+        report(f"{name} has no box of four numbers (x, y, width, height): {_short(xywh)}")
+        return
+    number = numbers[int(image_id)]
+    crowd = bool(record.get("iscrowd"))
+    try:
+        segmentation = _read_segmentation(record.get("segmentation"), sizes[number], segmentations)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        report(f"{name} has a segmentation that is neither polygons nor run lengths of its picture: {error}")
+        segmentation = b""
+    area = record.get("area")
+    if not _is_number(area) or not math.isfinite(area):
+        area = _area(segmentation, sizes[number], xywh)
+    keypoints = record.get("keypoints") or ()
+    if len(keypoints) % 3 or not all(_is_number(value) for value in keypoints):
+        report(f"{name} has keypoints that are no triples of numbers (x, y, visibility)")
+        keypoints = ()
+    store.add(number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints)
+
+
+def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> list[list[float]] | bytes:
+    """Return polygons of three points and more, or compressed run lengths; shortened to a mark when not `wanted`."""
+    if not value:
+        return b""
+    if isinstance(value, dict):
+        if list(value["size"]) != list(size):
+            raise ValueError(f"it is for {list(value['size'])} pixels (height, width), not {size.tolist()}")
+        counts = value["counts"]
+        if not wanted:
+            return b" "
+        if isinstance(counts, list):
+            if sum(counts) != int(size.prod()) or min(counts) < 0:
+                raise ValueError(f"its run lengths cover {sum(counts)} of {int(size.prod())} pixels")
+            counts = mask_utils.frPyObjects(value, *size.tolist())["counts"]
+        return counts.encode() if isinstance(counts, str) else bytes(counts)
+    polygons = [polygon for polygon in value if len(polygon) >= 6]
+    for polygon in polygons:
+        if len(polygon) % 2 or not all(_is_number(number) and math.isfinite(number) for number in polygon):
+            raise ValueError("a polygon is no list of x and y in turn")
+    return polygons if wanted else b" " * bool(polygons)
+
+
+def _area(segmentation: list[list[float]] | bytes, size: NDArray[np.int64], xywh: list[float]) -> float:
+    """Return the area of an object whose JSON gives none: that of its mask, or of its box."""
+    if isinstance(segmentation, bytes):
+        if len(segmentation) > 1:
+            return float(mask_utils.area({"size": size.tolist(), "counts": segmentation}))
+        return xywh[2] * xywh[3]
+    return float(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(segmentation, *size.tolist()))))
+
+
+def _check_boxes(source: CocoSource, report: Report) -> None:
+    """Report boxes with NaN, and boxes without area unless they are a stray few in a large file."""
+    store = source.store
+
+    def describe(row: int, problem: str) -> str:
+        file_name = source.file_name(int(store.images[row]))
+        return f"annotation {store.ids[row]} of {file_name} has a box {problem}: {store.xywh[row].tolist()}"
+
+    finite = np.isfinite(store.xywh).all(axis=1)
+    for row in np.flatnonzero(~finite):
+        report(describe(row, "that is not finite"))
+    empty = np.flatnonzero(finite & ~((store.xywh[:, 2] > 0) & (store.xywh[:, 3] > 0)))
+    if len(empty) > STRAY_BOXES * len(store):
+        for row in empty:
+            report(describe(row, "without area"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    """Say whether `value` is an id: a whole number, or one in a string."""
+    if isinstance(value, str):
+        return value.strip().lstrip("-").isdigit()
+    return _is_number(value) and math.isfinite(value) and int(value) == value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

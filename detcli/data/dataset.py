@@ -1,0 +1,465 @@
+"""Opens a dataset and gives samples: a picture as the network takes it, with its target."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from detcli import registry
+from detcli.config import DataConfig, InputConfig
+from detcli.data.annotations import Annotations, Category, Source, bitmaps
+from detcli.data.coco import CocoSource, locate, missing_files, read_coco
+from detcli.data.images import Pixels
+from detcli.data.proposals import Proposals, read_proposals
+from detcli.data.transforms import (
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    Record,
+    Resize,
+    TransformFn,
+    keypoint_order,
+    resize_pixels,
+    resized,
+    to_image,
+)
+from detcli.errors import DetcliError, UsageError, unknown
+from detcli.structures import ClassMap, ImageInfo, Target
+
+
+@dataclass(slots=True)
+class Sample:
+    """One picture, uint8 [3,H,W] RGB at the network's size, and its target; no target in prediction."""
+
+    image: torch.Tensor
+    target: Target | None
+    info: ImageInfo
+
+
+class Preprocess:
+    """Brings one picture to the size that the network takes in evaluation and prediction."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.scale = config.test_resize
+
+    def __call__(self, image: Pixels, *, image_id: int = 0, name: str = "") -> Sample:
+        """Return the sample of `image`, uint8 [H,W,3] RGB."""
+        size = image.shape[0], image.shape[1]
+        pixels = resize_pixels(image, resized(size, self.scale))
+        info = ImageInfo(image_id, name, size, (pixels.shape[0], pixels.shape[1]))
+        return Sample(to_image(pixels).as_subclass(torch.Tensor), None, info)
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Pictures and targets of one split; `classes` are in label order, with the dataset's own category ids."""
+
+    def __init__(
+        self,
+        source: Source,
+        classes: ClassMap,
+        labels: NDArray[np.int64],
+        transforms: Sequence[TransformFn],
+        *,
+        indices: NDArray[np.int64],
+        masks: bool = False,
+        proposals: Proposals | None = None,
+        replace_bad: bool = False,
+        blank_bad: bool = False,
+    ) -> None:
+        """Serve the pictures `indices` of `source`.
+
+        `labels` [categories] is the label of each of the source's categories, -1 for those that are left out. A picture
+        that can't be read is an error, or gives way to the next one (`replace_bad`), or is black (`blank_bad`).
+        """
+        self.source = source
+        self.classes = classes
+        self.indices = indices
+        self._labels = labels
+        self._transforms = transforms
+        self._masks = masks
+        self._proposals = proposals
+        self._replace_bad = replace_bad
+        self._blank_bad = blank_bad
+        # In shared memory, so that all worker processes together name a bad picture once.
+        self._bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, 0)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether objects have masks."""
+        return self.source.has_masks
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The dataset's own ids of its pictures."""
+        ids: list[int] = self.source.image_ids[self.indices].tolist()
+        return ids
+
+    @property
+    def aspect_ratios(self) -> NDArray[np.float64]:
+        """Width divided by height of each picture."""
+        sizes = self.source.sizes[self.indices]
+        ratios: NDArray[np.float64] = sizes[:, 1] / sizes[:, 0]
+        return ratios
+
+    def picture(self, image_id: int) -> Pixels:
+        """Return the picture with that id as it is in the dataset: uint8 [H,W,3] RGB."""
+        place = int(np.flatnonzero(self.source.image_ids[self.indices] == image_id)[0])
+        return self._read(place)[0]
+
+    def annotations(self, index: int) -> Annotations:
+        """Return the annotations of picture `index`, in its own pixels."""
+        return self.source.annotations(int(self.indices[index]))
+
+    def sample(self, index: int, seed: int) -> Sample:
+        """Return picture `index` with the random part of its transforms drawn from `seed`.
+
+        Raises `DetcliError` when it can't be read.
+        """
+        with _seeded(seed):
+            index, image, annotations = self._readable(index)
+            record = self._record(index, image, annotations)
+            for transform in self._transforms:
+                record = transform(record)
+        position = int(self.indices[index])
+        size = record["image"].shape[-2], record["image"].shape[-1]
+        info = ImageInfo(
+            int(self.source.image_ids[position]), self.source.file_name(position), annotations.size, size
+        )
+        return Sample(record["image"].as_subclass(torch.Tensor), _target(record), info)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Return the annotations as a COCO dict, in pixels of the upright pictures, crowd regions included.
+
+        Annotations are numbered from 1, since pycocotools takes an id of 0 for no match. Pictures that turned out to be
+        unreadable have none.
+        """
+        bad = {image_id for image_id, is_bad in zip(self.image_ids, self._bad.tolist(), strict=True) if is_bad}
+        if not bad:
+            return self._ground_truth
+        kept = [item for item in self._ground_truth["annotations"] if item["image_id"] not in bad]
+        return {**self._ground_truth, "annotations": kept}
+
+    @cached_property
+    def _ground_truth(self) -> dict[str, Any]:
+        images, objects = [], []
+        for index, image_id in enumerate(self.image_ids):
+            annotations = self.annotations(index)
+            height, width = annotations.size
+            name = self.source.file_name(int(self.indices[index]))
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            objects += _coco_objects(annotations, image_id, self.source.categories, len(objects))
+        categories: list[dict[str, Any]] = [
+            {"id": category.id, "name": category.name}
+            | ({"keypoints": list(category.keypoints)} if category.keypoints else {})
+            for category in self.source.categories
+        ]
+        return {"images": images, "annotations": objects, "categories": categories}
+
+    def _read(self, index: int) -> tuple[Pixels, Annotations]:
+        return self.source.read(int(self.indices[index]))
+
+    def _readable(self, index: int) -> tuple[int, Pixels, Annotations]:
+        """Read picture `index`, or what stands for it when it can't be read."""
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                return place, *self._read(place)
+            except DetcliError as error:
+                if not (self._replace_bad or self._blank_bad):
+                    raise
+                if not self._bad[place]:
+                    self._bad[place] = 1
+                    warnings.warn(f"left out: {error}", stacklevel=2)
+                if self._blank_bad:
+                    annotations = self.annotations(place)
+                    return place, np.zeros((*annotations.size, 3), np.uint8), annotations
+        raise DetcliError(f"none of the pictures of {self.source.name} can be read.")
+
+    def _record(self, index: int, image: Pixels, annotations: Annotations) -> Record:
+        """Return the picture and what can be trained on, as tensors that transforms take."""
+        height, width = annotations.size
+        left, top, box_width, box_height = annotations.xywh.T
+        xyxy = np.stack([left, top, left + box_width, top + box_height], axis=1)
+        inside = (left < width) & (top < height) & (xyxy[:, 2] > 0) & (xyxy[:, 3] > 0)
+        labels = self._labels[annotations.categories]
+        known = inside & (labels >= 0)
+        kept = known & ~annotations.crowd & (box_width >= 1) & (box_height >= 1)
+        record: Record = {
+            "image": to_image(image),
+            "boxes": _boxes(xyxy[kept], annotations.size),
+            "labels": torch.from_numpy(labels[kept]),
+            "ignored": _boxes(xyxy[inside & annotations.crowd], annotations.size),
+        }
+        if self._masks:
+            segmentations = [annotations.segmentations[row] for row in np.flatnonzero(kept)]
+            record["masks"] = tv_tensors.Mask(torch.from_numpy(bitmaps(segmentations, annotations.size)))
+            if annotations.semantic is not None:
+                record["semantic"] = tv_tensors.Mask(torch.from_numpy(annotations.semantic))
+        if any(category.keypoints for category in self.source.categories):
+            points = torch.from_numpy(annotations.keypoints[kept])
+            record["keypoints"] = tv_tensors.KeyPoints(points[..., :2], canvas_size=annotations.size)
+            record["visibility"] = points[..., 2]
+        if self._proposals is not None:
+            image_id = int(self.source.image_ids[self.indices[index]])
+            record["proposals"] = _boxes(self._proposals[image_id][0], annotations.size)
+        return record
+
+
+def open_dataset(
+    config: DataConfig,
+    split: Literal["train", "val"],
+    input: InputConfig,
+    classes: ClassMap | None = None,
+    *,
+    masks: bool = False,
+    augment: bool = True,
+) -> DetectionDataset:
+    """Open the `split` of the data that `config` names.
+
+    With `classes` (a checkpoint's, or those of the training data) labels are theirs: the data's categories are matched by
+    name, or by id where no name matches. `masks` puts masks into targets. Pictures without objects are left out of
+    training unless `keep_empty`; without `augment`, the train split is served as the val split is. The pixel mean of
+    `input` is what transforms may fill with (argument `fill`, RGB).
+
+    Raises `UsageError` when `config` names no dataset, `DetcliError` when its files are not what they should be.
+    """
+    training = split == "train" and augment
+    source = _open_source(config, split, segmentations=masks or split == "val")
+    if not source.filled.any():
+        raise DetcliError(
+            f"{source.name} has no annotations to {'train' if training else 'evaluate'} on: "
+            f"no box of an object in any of its {len(source.image_ids)} pictures."
+        )
+    if masks:
+        _require_masks(source)
+    data_classes, labels = _match_classes(source, classes)
+    indices = np.arange(len(source.image_ids))
+    if training and not config.keep_empty:
+        indices = indices[source.filled]
+    if isinstance(source, CocoSource):
+        indices = _present(source, indices, config.skip_bad_images)
+    proposals_file = config.proposals if split == "train" else config.val_proposals
+    proposals = _read_proposals(proposals_file, source, indices) if proposals_file else None
+    transforms: list[TransformFn] = [Resize([config.test_resize])]
+    if training:
+        transforms = _training_transforms(config, input, source.categories)
+    return DetectionDataset(
+        source,
+        data_classes,
+        labels,
+        transforms,
+        indices=indices,
+        masks=masks,
+        proposals=proposals,
+        replace_bad=training and config.skip_bad_images,
+        blank_bad=not training and config.skip_bad_images,
+    )
+
+
+def open_source(name: str, split: Literal["train", "val"], *, images: str = "", args: dict[str, Any] | None = None) -> Source:
+    """Return the annotated pictures of `split` of a dataset's name, a folder, or a COCO-style JSON file.
+
+    `args` are arguments of a named dataset. A name is a dataset before it is a folder. Raises `UsageError` when it is
+    nothing of the kind.
+    """
+    return _open_source(DataConfig(source=name, images=images, args=args or {}), split)
+
+
+def _open_source(config: DataConfig, split: Literal["train", "val"], segmentations: bool = True) -> Source:
+    name = (config.train if split == "train" else config.val) or config.source
+    if not name:
+        raise UsageError(f"no data to {split} on. Give `--data shapes`, a folder, or a COCO JSON file.")
+    known = registry.names("datasets")
+    if name in known:
+        source: Source = registry.build("datasets", {"name": name, **config.args}, split=split)
+        return source
+    path = Path(name).expanduser()
+    if not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            raise UsageError(f"there is no file or folder {name}. `detcli list datasets` shows datasets by name.")
+        raise unknown("dataset (or file or folder)", name, known, "detcli list datasets")
+    if config.args:
+        raise UsageError(f"data.args ({', '.join(config.args)}) are for datasets by name, and {name} is a file or folder.")
+    located = locate(path, split, config.images)
+    if split == "train" and not config.val and not located.own and locate(path, "val", config.images).path == located.path:
+        warnings.warn(
+            f"{located.path} is used for both training and evaluation, so that AP is that of pictures trained on; "
+            "give others with --val.",
+            stacklevel=3,
+        )
+    return read_coco(located, segmentations=segmentations)
+
+
+def _match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, NDArray[np.int64]]:
+    """Return the classes in label order with the data's ids, and the label of each of the data's categories or -1."""
+    names = [category.name for category in source.categories]
+    ids = [category.id for category in source.categories]
+    if classes is None:
+        return ClassMap(tuple(names), tuple(ids)), np.arange(len(ids))
+    wanted: list[Any] = list(classes.names)
+    offered: list[Any] = names
+    if not set(names) & set(classes.names):
+        wanted, offered = list(classes.ids), ids
+    if not set(offered) & set(wanted):
+        raise DetcliError(
+            f"no class of the data is one of the model's: {source.name} has {_listed(names)} (ids {_listed(ids)}), "
+            f"the model knows {_listed(classes.names)} (ids {_listed(classes.ids)})."
+        )
+    if offered is ids:
+        warnings.warn(f"classes of {source.name} are matched by id, since none has a name that the model knows", stacklevel=3)
+    label_of = {key: label for label, key in reversed(list(enumerate(wanted)))}
+    labels = np.array([label_of.get(key, -1) for key in offered], np.int64)
+    left_out = [name for name, label in zip(names, labels, strict=True) if label < 0]
+    if left_out:
+        warnings.warn(f"the model does not know these classes of {source.name}: {_listed(left_out)}", stacklevel=3)
+    own = dict(zip(labels.tolist(), ids, strict=True))
+    # A class that the data lack keeps an id that is none of theirs, so that it is never taken for one of them.
+    free = max([*ids, *classes.ids]) + 1
+    matched = [
+        own.get(label, given if given not in ids else free + label) for label, given in enumerate(classes.ids)
+    ]
+    return ClassMap(classes.names, tuple(matched)), labels
+
+
+def _listed(values: Sequence[Any]) -> str:
+    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
+    return ", ".join(str(value) for value in values[:10]) + more
+
+
+def _require_masks(source: Source) -> None:
+    if not source.has_masks:
+        raise DetcliError(f"{source.name} has no masks to train on. Train a box detector, such as faster_rcnn.")
+    if isinstance(source, CocoSource):
+        rows = np.flatnonzero(source.store.trainable() & ~source.store.segmented())
+        if len(rows):
+            raise DetcliError(
+                f"{source.name}: {len(rows)} objects have a box but no mask, such as annotation {source.store.ids[rows[0]]}. "
+                "Add masks or train a box detector, such as faster_rcnn."
+            )
+
+
+def _present(source: CocoSource, indices: NDArray[np.int64], skip: bool) -> NDArray[np.int64]:
+    """Return those of `indices` whose files are there; a missing file is an error unless `skip`."""
+    missing = np.array(sorted(set(missing_files(source)) & set(indices.tolist())), np.int64)
+    if not len(missing):
+        return indices
+    some = ", ".join(str(source.path(int(index))) for index in missing[:3])
+    problem = f"{len(missing)} of {len(indices)} pictures of {source.name} are missing: {some}"
+    if not skip:
+        raise DetcliError(f"{problem}. Restore them, or leave them out with --skip-bad-images.")
+    warnings.warn(f"left out: {problem}", stacklevel=3)
+    return np.setdiff1d(indices, missing)
+
+
+def _read_proposals(path: str, source: Source, indices: NDArray[np.int64]) -> Proposals:
+    proposals = read_proposals(path)
+    known = set(proposals)
+    for index, image_id in zip(indices.tolist(), source.image_ids[indices].tolist(), strict=True):
+        if image_id not in known:
+            raise DetcliError(
+                f"{path} has no proposals for {source.file_name(index)} (image {image_id}) of {source.name}: "
+                "it was written for other data."
+            )
+    return proposals
+
+
+def _training_transforms(config: DataConfig, input: InputConfig, categories: list[Category]) -> list[TransformFn]:
+    fill = input.mean if input.channels == "rgb" else input.mean[::-1]
+    names = next((category.keypoints for category in categories if category.keypoints), ())
+    transforms: list[TransformFn] = []
+    if config.photometric:
+        transforms.append(PhotometricDistortion())
+    transforms.append(Resize(config.resize, config.resize_mode))
+    if config.crop:
+        transforms.append(RandomCrop(config.crop))
+    if config.flip:
+        transforms.append(RandomFlip(config.flip, keypoint_order(names)))
+    return transforms + [registry.build("transforms", part, fill=fill) for part in config.transforms]
+
+
+def _boxes(xyxy: NDArray[Any], size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    boxes = torch.from_numpy(np.asarray(xyxy, np.float32).reshape(-1, 4).copy())
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+
+
+def _target(record: Record) -> Target:
+    """Return what is left of the objects in the picture, boxes clipped to it."""
+    height, width = record["image"].shape[-2:]
+    boxes, kept = _clipped(record["boxes"])
+    masks, keypoints = record.get("masks"), record.get("keypoints")
+    target = Target(boxes[kept], record["labels"][kept])
+    if masks is not None:
+        target.masks = masks.as_subclass(torch.Tensor)[kept]
+    if keypoints is not None:
+        points = keypoints.as_subclass(torch.Tensor)
+        inside = ((points > 0) & (points < points.new_tensor([width, height]))).all(-1)
+        target.keypoints = torch.cat([points, (record["visibility"] * inside)[..., None]], dim=-1)[kept]
+    ignored, kept = _clipped(record["ignored"])
+    target.ignored = ignored[kept]
+    if "proposals" in record:
+        proposals, kept = _clipped(record["proposals"])
+        target.proposals = proposals[kept]
+    if "semantic" in record:
+        target.semantic = record["semantic"].as_subclass(torch.Tensor)
+    return target
+
+
+def _clipped(boxes: tv_tensors.BoundingBoxes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return boxes clipped to their picture, and which of them still have an area."""
+    clipped = functional.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
+    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+
+
+def _coco_objects(
+    annotations: Annotations, image_id: int, categories: list[Category], count: int
+) -> list[dict[str, Any]]:
+    objects = []
+    for row in range(len(annotations)):
+        category = categories[int(annotations.categories[row])]
+        item: dict[str, Any] = {
+            "id": count + row + 1,
+            "image_id": image_id,
+            "category_id": category.id,
+            "bbox": annotations.xywh[row].tolist(),
+            "area": float(annotations.areas[row]),
+            "iscrowd": int(annotations.crowd[row]),
+        }
+        segmentation = annotations.segmentations[row]
+        if isinstance(segmentation, dict):
+            item["segmentation"] = {**segmentation, "counts": segmentation["counts"].decode()}
+        elif segmentation:
+            item["segmentation"] = [polygon.tolist() for polygon in segmentation]
+        if category.keypoints:
+            keypoints = annotations.keypoints[row, : len(category.keypoints)]
+            item |= {"keypoints": keypoints.reshape(-1).tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
+        objects.append(item)
+    return objects
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` within; torch's global generator on the CPU goes on afterwards as if nothing had been drawn."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

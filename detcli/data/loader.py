@@ -1,0 +1,195 @@
+"""Batches in an order that depends on seed and epoch alone, loaded by worker processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detcli.data.dataset import DetectionDataset, Sample
+from detcli.errors import DetcliError
+from detcli.structures import Batch, Target
+
+Key = tuple[int, int]
+"""The seed of a sample's random transforms, and its position in the dataset."""
+
+NO_LABEL = 255
+"""What the semantic labels of padding are."""
+
+
+def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
+    """Put samples into a batch whose sides are multiples of `pad_divisor`; pictures, masks and labels are padded.
+
+    Images are in channels-last memory. Targets are None where a sample has none.
+    """
+    sizes = torch.tensor([sample.info.size for sample in samples])
+    height, width = (-(-int(side) // pad_divisor) * pad_divisor for side in sizes.amax(0))
+    images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    targets: list[Target] = []
+    for image, sample in zip(images, samples, strict=True):
+        image[:, : sample.info.size[0], : sample.info.size[1]] = sample.image
+        target = sample.target
+        if target is not None:
+            if target.masks is not None:
+                target.masks = _pad(target.masks, height, width, 0)
+            if target.semantic is not None:
+                target.semantic = _pad(target.semantic, height, width, NO_LABEL)
+            targets.append(target)
+    return Batch(images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples])
+
+
+class BatchOrder(Sampler[list[Key]]):
+    """The batches of an epoch, for one of `world_size` processes.
+
+    In training, pictures are shuffled by (seed, epoch). With `group_aspect`, a batch has pictures that are all wide or all
+    tall; the last batch of either kind is filled up with pictures from its beginning. Over processes, a batch of each is
+    a part of one larger batch. In evaluation the order is that of the dataset, and process r has every
+    `world_size`-th picture.
+    """
+
+    def __init__(
+        self,
+        aspect_ratios: NDArray[np.float64],
+        batch: int,
+        *,
+        train: bool,
+        seed: int,
+        group_aspect: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.batch, self.train, self.seed = batch, train, seed
+        self.rank, self.world_size = rank, world_size
+        self.count = len(aspect_ratios)
+        tall = aspect_ratios < 1
+        kinds = [~tall, tall] if train and group_aspect else [np.ones_like(tall)]
+        self.groups = [group for group in map(np.flatnonzero, kinds) if len(group)]
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        if self.train:
+            return sum(-(-len(group) // (self.batch * self.world_size)) for group in self.groups)
+        return -(-len(range(self.rank, self.count, self.world_size)) // self.batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        batches = self._shuffled() if self.train else self._in_order()
+        for batch in batches[self.start :]:
+            yield [(self._sample_seed(index), index) for index in batch]
+
+    def _in_order(self) -> list[list[int]]:
+        own = list(range(self.rank, self.count, self.world_size))
+        return [own[first : first + self.batch] for first in range(0, len(own), self.batch)]
+
+    def _shuffled(self) -> list[list[int]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        whole = self.batch * self.world_size
+        batches = []
+        for group in self.groups:
+            order = generator.permutation(group)
+            filled = np.resize(order, -(-len(order) // whole) * whole)
+            batches.append(filled.reshape(-1, whole))
+        every = generator.permutation(np.concatenate(batches))
+        mine: list[list[int]] = every[:, self.rank * self.batch : (self.rank + 1) * self.batch].tolist()
+        return mine
+
+    def _sample_seed(self, index: int) -> int:
+        return int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
+
+
+class Loader:
+    """Batches of one epoch each time it is iterated; workers stay alive in between."""
+
+    def __init__(self, loader: DataLoader[Any], order: BatchOrder) -> None:
+        self._loader = loader
+        self._order = order
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self._order)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and the batch in it to start from."""
+        self._order.epoch, self._order.start = epoch, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches; raises `DetcliError` for a picture that can't be read."""
+        for batch in self._loader:
+            if isinstance(batch, DetcliError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    *,
+    batch: int,
+    train: bool,
+    seed: int,
+    workers: int,
+    pad_divisor: int,
+    group_aspect: bool,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return the loader of `dataset`, `batch` pictures at a time for this process.
+
+    What is drawn for a picture depends on (seed, epoch, picture) alone: not on workers, their order or where a run was
+    resumed. `start` is the batch of epoch 0 to begin with; `Loader.set_epoch` moves on.
+    """
+    order = BatchOrder(
+        dataset.aspect_ratios,
+        batch,
+        train=train,
+        seed=seed,
+        group_aspect=group_aspect,
+        rank=rank,
+        world_size=world_size,
+    )
+    order.start = start
+    loader = DataLoader(
+        _Batches(dataset, pad_divisor),
+        batch_sampler=order,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        # Workers that are forked share the annotations' memory instead of each reading a copy.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    return Loader(loader, order)
+
+
+class _Batches(Dataset[Any]):
+    """Makes whole batches in the worker; an error travels as a value, since a raised one arrives as a traceback."""
+
+    def __init__(self, dataset: DetectionDataset, pad_divisor: int) -> None:
+        self.dataset = dataset
+        self.pad_divisor = pad_divisor
+
+    def __getitems__(self, keys: list[Key]) -> Batch | DetcliError:
+        try:
+            return collate([self.dataset.sample(index, seed) for seed, index in keys], self.pad_divisor)
+        except DetcliError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _pad(labels: Tensor, height: int, width: int, value: int) -> Tensor:
+    padding = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
+    return torch.nn.functional.pad(labels, padding, value=value)

@@ -1,0 +1,217 @@
+"""The built-in data: drawn scenes of circles, squares, triangles and stars over sky, ground and water."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from detcli.data.annotations import Annotations, Category, Segmentation
+from detcli.data.images import Pixels
+
+THINGS = ("circle", "square", "triangle", "star")
+STUFF = ("sky", "ground", "water")
+"""Semantic labels are those of things, then those of stuff."""
+
+MAX_OBJECTS = 6
+SIDES = (0.12, 0.5)
+"""The least and the greatest side of an object, as a share of the picture's shorter side; drawn log-uniformly."""
+LEAST_VISIBLE = 0.6
+"""An object that would hide more than the rest of another is not drawn."""
+PLACE_TRIES = 8
+SUPERSAMPLING = 4
+
+Float = NDArray[np.float32]
+
+
+def shapes(
+    *,
+    split: Literal["train", "val"],
+    size: tuple[int, int] = (160, 128),
+    train_images: int = 1000,
+    val_images: int = 200,
+    seed: int = 0,
+) -> Shapes:
+    """Return `train_images` or `val_images` scenes that depend on `seed`, split and their number alone.
+
+    `size` is the longest side and the mean of the shortest, in pixels; a quarter of the scenes are tall.
+    """
+    return Shapes(split, size, train_images if split == "train" else val_images, seed)
+
+
+class Shapes:
+    """Scenes with boxes, masks and stuff labels, drawn when they are read."""
+
+    has_masks = True
+
+    def __init__(self, split: Literal["train", "val"], size: tuple[int, int], count: int, seed: int) -> None:
+        self.name = f"shapes ({split})"
+        self.categories = [Category(number, name) for number, name in enumerate(THINGS, 1)]
+        self.image_ids = np.arange(1, count + 1)
+        self.filled = np.ones(count, np.bool_)
+        self._seed = (seed, ("train", "val").index(split))
+        draws = np.random.default_rng(self._seed).random((count, 2))
+        shortest = np.rint(min(size) * (0.9 + 0.2 * draws[:, 0])).astype(np.int64)
+        longest = np.full(count, max(size))
+        tall = draws[:, 1] < 0.25
+        self.sizes = np.where(tall[:, None], np.stack([longest, shortest], 1), np.stack([shortest, longest], 1))
+
+    def file_name(self, index: int) -> str:
+        """Return the name that picture `index` has once it is written to a folder."""
+        return f"{index + 1:06d}.png"
+
+    def read(self, index: int) -> tuple[Pixels, Annotations]:
+        """Draw picture `index`."""
+        size = int(self.sizes[index, 0]), int(self.sizes[index, 1])
+        return draw_scene(np.random.default_rng((*self._seed, index)), size)
+
+    def annotations(self, index: int) -> Annotations:
+        """Return the annotations of picture `index`."""
+        return self.read(index)[1]
+
+
+def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[Pixels, Annotations]:
+    """Draw a scene of `size` (height, width): pixels uint8 [H,W,3] RGB, and annotations.
+
+    Masks are the visible parts of objects, boxes enclose them tightly.
+    """
+    pixels, semantic = _background(generator, size)
+    labels: list[int] = []
+    visible: list[NDArray[np.bool_]] = []
+    whole: list[int] = []
+    for _ in range(int(generator.integers(1, MAX_OBJECTS + 1))):
+        label = int(generator.integers(len(THINGS)))
+        for _ in range(PLACE_TRIES):
+            corners = _place(generator, _outline(generator, label), size)
+            mask = _coverage(corners, size)
+            solid = mask >= 0.5
+            remaining = [int((other & ~solid).sum()) for other in visible]
+            if solid.any() and all(
+                left >= LEAST_VISIBLE * area for left, area in zip(remaining, whole, strict=True)
+            ):
+                _paint(generator, pixels, corners, mask)
+                visible = [*(other & ~solid for other in visible), solid]
+                labels.append(label)
+                whole.append(int(solid.sum()))
+                break
+    pixels += generator.standard_normal(pixels.shape, np.float32) * np.float32(generator.uniform(2, 10))
+    for label, mask_of_object in zip(labels, visible, strict=True):
+        semantic[mask_of_object] = label
+    return (pixels + 0.5).clip(0, 255).astype(np.uint8), _annotate(labels, np.stack(visible), semantic)
+
+
+def _annotate(labels: list[int], masks: NDArray[np.bool_], semantic: Pixels) -> Annotations:
+    count, height, width = masks.shape
+    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    left, top = columns.argmax(axis=1), rows.argmax(axis=1)
+    right, bottom = width - columns[:, ::-1].argmax(axis=1), height - rows[:, ::-1].argmax(axis=1)
+    runs: list[Segmentation] = mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return Annotations(
+        size=(height, width),
+        ids=np.arange(1, count + 1),
+        xywh=np.stack([left, top, right - left, bottom - top], axis=1).astype(np.float64),
+        categories=np.array(labels),
+        crowd=np.zeros(count, np.bool_),
+        areas=masks.sum(axis=(1, 2)).astype(np.float64),
+        segmentations=runs,
+        keypoints=np.zeros((count, 0, 3), np.float32),
+        semantic=semantic,
+    )
+
+
+def _background(generator: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Pixels]:
+    """Return float pixels [H,W,3] of a sky over hilly ground with a lake, and their semantic labels [H,W]."""
+    height, width = size
+    y, x = np.ogrid[0:1 : height * 1j, 0:1 : width * 1j]
+    hills = sum(
+        generator.uniform(0.01, 0.06) * np.sin(2 * np.pi * (generator.uniform(0.5, 2.5) * x + generator.random()))
+        for _ in range(2)
+    )
+    ground = y > generator.uniform(0.3, 0.6) + hills
+    lake_y, lake_x = generator.uniform(0.7, 1.0), generator.uniform(0, 1)
+    lake = ((y - lake_y) / generator.uniform(0.06, 0.2)) ** 2 + ((x - lake_x) / generator.uniform(0.2, 0.6)) ** 2 < 1
+    region = np.where(ground, np.where(lake, 2, 1), 0)
+    # RGB at the top and at the bottom of the picture; each scene is lit a little differently.
+    colours = np.array(
+        [
+            [[95, 150, 220], [205, 225, 240]],
+            [[130, 140, 70], [75, 105, 45]],
+            [[70, 125, 165], [35, 75, 125]],
+        ]
+    )
+    colours = colours + generator.uniform(-30, 30, (3, 1, 3))
+    gradient = colours[:, :1] + (colours[:, 1:] - colours[:, :1]) * y.reshape(1, -1, 1)
+    rows = np.arange(height)[:, None]
+    pixels: Float = gradient.astype(np.float32)[region, rows]
+    return pixels, (region + len(THINGS)).astype(np.uint8)
+
+
+def _outline(generator: np.random.Generator, label: int) -> NDArray[np.float64]:
+    """Return the corners [P,2] of a shape about the origin, its longer side 1."""
+    turn = generator.uniform(0, 2 * np.pi)
+    name = THINGS[label]
+    if name == "circle":
+        angles, radii = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
+    elif name == "square":
+        turn = np.pi / 4 + generator.uniform(-0.3, 0.3)
+        angles, radii = np.arange(4) * np.pi / 2, np.ones(4)
+    elif name == "triangle":
+        angles, radii = np.arange(3) * 2 * np.pi / 3, np.ones(3)
+    else:
+        angles, radii = np.arange(10) * np.pi / 5, np.tile([1, 0.42], 5)
+    corners = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
+    corners *= [1, generator.uniform(0.85, 1.0)]
+    corners -= (corners.min(axis=0) + corners.max(axis=0)) / 2
+    longest: float = np.ptp(corners, axis=0).max()
+    return corners / longest
+
+
+def _place(
+    generator: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Return the corners in pixels, at a size and place drawn at random; up to a tenth may stick out of the picture."""
+    side = min(size) * SIDES[0] * (SIDES[1] / SIDES[0]) ** generator.random()
+    margin = 0.4 * side
+    centre = generator.uniform([margin, margin], [size[1] - margin, size[0] - margin])
+    return corners * side + centre
+
+
+def _coverage(corners: NDArray[np.float64], size: tuple[int, int]) -> Float:
+    """Return [H,W] the share of each pixel that the polygon covers."""
+    mask = np.zeros(size, np.float32)
+    first = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
+    last = np.minimum(np.ceil(corners.max(axis=0)).astype(int), [size[1], size[0]])
+    width, height = last - first
+    if width <= 0 or height <= 0:
+        return mask
+    fine = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), np.uint8)
+    # OpenCV's coordinates are those of pixel centres, in 1/256 of a pixel here.
+    points = np.rint(((corners - first) * SUPERSAMPLING - 0.5) * 256).astype(np.int32)
+    cv2.fillPoly(fine, [points], 255, shift=8)
+    mask[first[1] : last[1], first[0] : last[0]] = (
+        cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA) / np.float32(255)
+    )
+    return mask
+
+
+def _paint(generator: np.random.Generator, pixels: Float, corners: NDArray[np.float64], mask: Float) -> None:
+    """Draw a shape with a rim, in a colour unlike what is behind it, plain or striped, a little shaded."""
+    size = mask.shape[0], mask.shape[1]
+    behind = (pixels * mask[..., None]).sum(axis=(0, 1)) / mask.sum()
+    candidates = generator.uniform(20, 240, (6, 3))
+    colour = candidates[np.abs(candidates - behind).sum(axis=1).argmax()]
+    centre = corners.mean(axis=0)
+    inner = _coverage(centre + (corners - centre) * 0.82, size)[..., None]
+    y, x = np.ogrid[: size[0], : size[1]]
+    angle = generator.uniform(0, 2 * np.pi)
+    across = ((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)).astype(np.float32)
+    shade = 1 + 0.25 * across / np.ptp(corners, axis=0).max()
+    if generator.random() < 0.4:
+        shade *= np.where(np.sin(across * generator.uniform(0.6, 1.2)) > 0, 1.0, 0.75)
+    fill = colour.astype(np.float32) * shade[..., None].astype(np.float32)
+    rim = (colour * generator.choice([0.45, 0.6])).astype(np.float32)
+    painted = rim + (fill - rim) * inner
+    pixels += (painted - pixels) * mask[..., None]

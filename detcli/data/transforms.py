@@ -1,0 +1,213 @@
+"""What is done to a picture and its annotations on the way to the network.
+
+A transform is a callable from a dict to a dict. ``image`` is a `tv_tensors.Image` uint8 [3,H,W]; ``boxes``, ``ignored`` and
+``proposals`` are `BoundingBoxes`; ``masks`` and ``semantic`` are `Mask`; ``keypoints`` are `KeyPoints` [G,K,2] with a plain
+``visibility`` [G,K]; ``labels`` is a plain tensor. So those of torchvision.transforms.v2 fit as they are. Chance comes from
+torch's global generator, which is seeded for each picture and epoch.
+
+Pixels are resized by OpenCV, whose bilinear resize does not smooth when it shrinks: that is what published detectors saw, and
+it is several times as fast as torch's on uint8. Everything else goes through torchvision's kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from detcli.data.images import Pixels
+
+Record: TypeAlias = dict[str, Any]
+TransformFn: TypeAlias = Callable[[Record], Record]
+
+CROP_TRIES = 10
+
+
+def to_image(pixels: Pixels) -> tv_tensors.Image:
+    """Return pixels [H,W,3] as an image tensor [3,H,W] in the same memory."""
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
+
+
+def to_pixels(image: torch.Tensor) -> Pixels:
+    """Return an image tensor [3,H,W] as an array [H,W,3], in the same memory where its layout allows."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def resized(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (height, width) of the aspect ratio of `size` that fits `scale`, rounded half up.
+
+    `scale` holds the longest and the shortest side, in either order.
+    """
+    factor = min(max(scale) / max(size), min(scale) / min(size))
+    return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
+
+
+def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Return pixels [H,W,3] resized bilinearly, without smoothing, to `size` (height, width)."""
+    if pixels.shape[:2] == size:
+        return pixels
+    resized_pixels: Pixels = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return resized_pixels
+
+
+class Resize:
+    """Resizes to a scale (longest side, shortest side) with the aspect ratio kept.
+
+    `value` draws one of `scales`; `range` draws each side between the least and the greatest of them.
+    """
+
+    def __init__(self, scales: Sequence[tuple[int, int]], mode: Literal["value", "range"] = "value") -> None:
+        self.scales = [(max(scale), min(scale)) for scale in scales]
+        self.mode = mode
+
+    def __call__(self, record: Record) -> Record:
+        """Resize everything in `record` to a scale that is drawn."""
+        height, width = record["image"].shape[-2:]
+        size = resized((height, width), self._draw())
+        if size == (height, width):
+            return record
+        image = to_image(resize_pixels(to_pixels(record["image"]), size))
+        rest = {key: _resize(value, size) for key, value in record.items() if key != "image"}
+        return {**rest, "image": image}
+
+    def _draw(self) -> tuple[int, int]:
+        if len(self.scales) == 1:
+            return self.scales[0]
+        if self.mode == "value":
+            return self.scales[_randint(0, len(self.scales) - 1)]
+        longest, shortest = zip(*self.scales, strict=True)
+        return _randint(min(longest), max(longest)), _randint(min(shortest), max(shortest))
+
+
+def _resize(value: Any, size: tuple[int, int]) -> Any:
+    if isinstance(value, tv_tensors.Mask):
+        # By whole numbers, since nearest-neighbour kernels that multiply by a rounded factor pick other pixels.
+        rows = torch.arange(size[0]) * value.shape[-2] // size[0]
+        columns = torch.arange(size[1]) * value.shape[-1] // size[1]
+        return tv_tensors.wrap(value.as_subclass(torch.Tensor)[..., rows, :][..., columns], like=value)
+    return functional.resize(value, list(size)) if isinstance(value, tv_tensors.TVTensor) else value
+
+
+class RandomFlip:
+    """Mirrors left and right with a probability; keypoints swap as `keypoint_order` [K] says."""
+
+    def __init__(self, probability: float, keypoint_order: Sequence[int] = ()) -> None:
+        self.probability = probability
+        self.keypoint_order = list(keypoint_order)
+
+    def __call__(self, record: Record) -> Record:
+        """Mirror everything in `record`, or nothing."""
+        if _random() >= self.probability:
+            return record
+        flipped = {
+            key: functional.horizontal_flip(value) if isinstance(value, tv_tensors.TVTensor) else value
+            for key, value in record.items()
+            if key != "image"
+        }
+        # OpenCV mirrors interleaved pixels many times as fast as torch does.
+        flipped["image"] = to_image(cv2.flip(to_pixels(record["image"]), 1))
+        if "keypoints" in flipped:
+            points = flipped["keypoints"]
+            order = self.keypoint_order or range(points.shape[1])
+            flipped["keypoints"] = tv_tensors.wrap(points.as_subclass(torch.Tensor)[:, list(order)], like=points)
+            flipped["visibility"] = flipped["visibility"][:, list(order)]
+        return flipped
+
+
+def keypoint_order(names: Sequence[str]) -> list[int]:
+    """Return the position that each keypoint takes when left and right swap, from names such as ``left_eye``."""
+    places = {name: place for place, name in enumerate(names)}
+
+    def mirrored(name: str) -> str:
+        for one, other in (("left", "right"), ("right", "left"), ("Left", "Right"), ("Right", "Left")):
+            if one in name:
+                return name.replace(one, other)
+        return name
+
+    return [places.get(mirrored(name), place) for place, name in enumerate(names)]
+
+
+class RandomCrop:
+    """Cuts a window of `size` (height, width) at random that holds a part of an object.
+
+    A picture that is smaller keeps its size on that side. Where `CROP_TRIES` windows hold no object, one around an object is
+    taken.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, record: Record) -> Record:
+        """Crop everything in `record` to one window."""
+        height, width = record["image"].shape[-2:]
+        window = min(self.size[0], height), min(self.size[1], width)
+        spare = height - window[0], width - window[1]
+        top, left = self._place(record["boxes"], window, spare)
+        return {
+            key: functional.crop(value, top, left, *window) if isinstance(value, tv_tensors.TVTensor) else value
+            for key, value in record.items()
+        }
+
+    def _place(self, boxes: torch.Tensor, window: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
+        corners = boxes.as_subclass(torch.Tensor)
+        for _ in range(CROP_TRIES):
+            top, left = _randint(0, spare[0]), _randint(0, spare[1])
+            overlaps = (corners[:, 0] < left + window[1]) & (corners[:, 1] < top + window[0])
+            if not len(corners) or bool((overlaps & (corners[:, 2] > left) & (corners[:, 3] > top)).any()):
+                return top, left
+        x1, y1, x2, y2 = corners[_randint(0, len(corners) - 1)].tolist()
+        top = int(min(max((y1 + y2 - window[0]) / 2, 0), spare[0]))
+        left = int(min(max((x1 + x2 - window[1]) / 2, 0), spare[1]))
+        return top, left
+
+
+class PhotometricDistortion:
+    """Changes brightness, contrast, saturation and hue and swaps channels, each with probability 1/2, as SSD does.
+
+    Brightness moves by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 degrees; contrast comes first
+    or last. In float32, clipped to 0..255 at the end. SSD (arXiv:1512.02325), section 2.2.
+    """
+
+    def __call__(self, record: Record) -> Record:
+        """Change the pixels of `record`."""
+        pixels = to_pixels(record["image"]).astype(np.float32)
+        if _coin():
+            pixels += _uniform(-32, 32)
+        contrast = _uniform(0.5, 1.5) if _coin() else 1.0
+        contrast_first = _coin()
+        if contrast_first:
+            pixels *= contrast
+        saturation = _uniform(0.5, 1.5) if _coin() else 1.0
+        hue = _uniform(-18, 18) if _coin() else 0.0
+        if saturation != 1.0 or hue:
+            hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+            hsv[..., 1] *= saturation
+            hsv[..., 0] = (hsv[..., 0] + hue) % 360
+            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        if not contrast_first:
+            pixels *= contrast
+        if _coin():
+            pixels = pixels[..., torch.randperm(3).numpy()]
+        return {**record, "image": to_image((pixels + 0.5).clip(0, 255).astype(np.uint8))}
+
+
+def _random() -> float:
+    return float(torch.rand(()))
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * _random()
+
+
+def _randint(low: int, high: int) -> int:
+    """Draw a whole number from `low` to `high`, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def _coin() -> bool:
+    return _randint(0, 1) == 1
