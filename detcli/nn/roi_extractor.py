@@ -1,0 +1,69 @@
+"""Features of regions of interest, each from the pyramid level that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from detcli.nn.boxes import box_area
+
+
+def single_level(
+    *,
+    strides: tuple[int, ...],
+    output_size: int = 7,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    finest_scale: int = 56,
+    num_levels: int = 4,
+) -> SingleLevelExtractor:
+    """Return an extractor by RoIAlign (Mask R-CNN, section 3) from the lowest `num_levels` levels.
+
+    RoIs of a side up to twice `finest_scale` pixels come from the lowest level, those up to twice as large
+    again from the next, and so on (FPN, equation 1). `sampling_ratio` points are averaged along each side of
+    an output cell; 0: as many as the cell's side is long on the map. Without `aligned`, coordinates are half
+    a cell off, as in Detectron.
+    """
+    return SingleLevelExtractor(strides[:num_levels], output_size, sampling_ratio, aligned, finest_scale)
+
+
+class SingleLevelExtractor(nn.Module):
+    """RoIAlign on one level for each RoI."""
+
+    def __init__(
+        self,
+        strides: tuple[int, ...],
+        output_size: int,
+        sampling_ratio: int,
+        aligned: bool,
+        finest_scale: int,
+    ) -> None:
+        super().__init__()
+        self.strides = strides
+        self.output_size = output_size
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.finest_scale = finest_scale
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Return float32 [R,C,S,S] of rois [R,5] (image index, xyxy in pixels), in their order.
+
+        features are [N,C,H/stride,W/stride] each, lowest level first; those above the last stride are not used.
+        """
+        levels = self.levels(rois[:, 1:])
+        order = levels.argsort(stable=True)
+        # The one device sync for all levels: how many RoIs each has.
+        counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
+        pooled = [
+            roi_align(feature.float(), part, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
+            for feature, stride, part in zip(features, self.strides, rois[order].split(counts), strict=False)
+        ]
+        return torch.cat(pooled)[order.argsort()]
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """Return the index [R] of the level of boxes [R,4]."""
+        scale = box_area(boxes).clamp(min=0).sqrt() / self.finest_scale
+        return (scale + 1e-6).log2().floor().long().clamp(0, len(self.strides) - 1)
