@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class InputConfig(Section):
-    """How pixels become the network's input: (pixel - mean) / std in the given channel order, then padding."""
+    """How pixels become the network's input: (pixel - mean) / std in the given channel order, and padding."""
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -139,12 +139,12 @@ class RunConfig(Section):
     sched_name: str = "1x"
     model: dict[str, Any]
     weights: str = "imagenet"
-    input: InputConfig = Field(default_factory=InputConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
-    optim: OptimConfig = Field(default_factory=OptimConfig)
-    sched: ScheduleConfig = Field(default_factory=ScheduleConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
+    input: InputConfig = InputConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    sched: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
 
 
 DEFAULT = "default"
@@ -161,7 +161,7 @@ Layer = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A run config, and where each value comes from: dotted key -> ``recipe atss``, ``--set``, ``default``..."""
+    """A run config, and where each value comes from: dotted key -> ``recipe atss``, ``--set``..."""
 
     config: RunConfig
     origins: dict[str, str]

@@ -98,7 +98,7 @@ def find_overlay(name: str) -> Overlay:
 
 
 def find_schedule(name: str) -> Mapping[str, Any]:
-    """Return the partial run config of a schedule; raises `UsageError` with the nearest names as `find` does."""
+    """Return the partial run config of a schedule; raises `UsageError` as `find` does."""
     schedule = _look_up("schedules", name)
     assert isinstance(schedule, Mapping)
     return schedule

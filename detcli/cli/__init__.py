@@ -1,5 +1,100 @@
-"""The command line."""
+"""The command line: one module a command, imported with nothing heavier than typer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from detcli import __version__
+from detcli.cli.config import config
+from detcli.cli.eval import eval
+from detcli.cli.list import list_names
+from detcli.cli.new import app as new
+from detcli.cli.predict import predict
+from detcli.cli.train import train
+from detcli.errors import DetcliError
+
+CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # click's own, which newer typers carry inside them
+INTERRUPTED = 130
+
+app = typer.Typer(name="detcli", rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(train)
+app.command()(eval)
+app.command()(predict)
+app.command()(config)
+app.command("list")(list_names)
+app.add_typer(new, name="new")
+
+
+@app.callback(invoke_without_command=True)
+def detcli(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    """The classic results of object detection from one command line."""
+    if version:
+        typer.echo(f"detcli {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line and exit with its status; an error is one line on stderr.
+
+    The status is 0, that of the `DetcliError`, 2 for a wrong command, or 130 when it was interrupted.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        status = _command().main(arguments, "detcli", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits
+        status = 1
+    except Exception as error:
+        if debug:
+            raise
+        status = _report(error)
+    if status == INTERRUPTED:
+        typer.secho("interrupted", fg=typer.colors.RED, err=True)
+    sys.exit(status)
+
+
+def _command() -> Any:
+    """Return the command; its own help is plain and that of its subcommands in panels, since rich is slow."""
+    group: Any = get_command(app)
+    for command in group.commands.values():
+        for shown in (command, *getattr(command, "commands", {}).values()):
+            shown.rich_markup_mode = "rich"
+    return group
+
+
+def _report(error: Exception) -> int:
+    """Print `error` in one line and return the exit status."""
+    if isinstance(error, CLICK_ERROR):
+        context: Any = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(context.get_help())
+            return 2
+        see = f" See `{context.command_path} --help`." if context else ""
+        message, status = f"{error.format_message()}{see}", 2
+    elif isinstance(error, DetcliError):
+        message, status = str(error), error.exit_code
+    elif isinstance(error, OSError):
+        message, status = str(error), 1
+    else:
+        message = f"{type(error).__name__}: {error}. This is a mistake in detcli; --debug shows where."
+        status = 1
+    typer.secho(f"error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    return status

@@ -24,7 +24,7 @@ plugin = Plugin(
         "scratch": {"weights": "none", "sched": {"length": 5}},
     },
     recipes=[
-        Recipe("toy", sched="short", args={"depth": 2}, optim={"lr": 0.01}, sched_args={"warmup_iters": 7}),
+        Recipe("toy", sched="short", args={"depth": 2}, sched_args={"warmup_iters": 7}),
         Recipe("toy_wide", model="toy", backbone={"name": "tiny", "width": 8}, sched="short", data={"flip": 0.0}),
         Recipe("toy_two", sched="short"),
     ],

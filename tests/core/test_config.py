@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from detcli.config import RunConfig, lengthened, load, resolve, revise
+from detcli.config import InputConfig, ScheduleConfig, lengthened, load, resolve, revise
 from detcli.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -52,10 +52,7 @@ def test_layers_win_in_order_and_each_value_knows_its_own(tmp_path):
 
 def test_a_recipes_own_schedule_is_below_it_and_absent_when_another_is_asked_for():
     assert resolve("toy").config.sched.drops == [2]
-    assert (
-        resolve("toy", sched="scratch").config.sched.drops
-        == RunConfig.model_fields["sched"].default_factory().drops
-    )
+    assert resolve("toy", sched="scratch").config.sched.drops == ScheduleConfig().drops
 
 
 def test_another_name_keeps_the_arguments_that_the_new_part_has_too():
@@ -69,7 +66,7 @@ def test_another_name_keeps_the_arguments_that_the_new_part_has_too():
 def test_presets_of_a_part_stay_behind_when_its_name_changes():
     config = resolve("toy", backbone="tiny_deep", settings=['model.backbone="tiny"']).config
     assert config.model["backbone"]["depth"] == 3
-    assert config.input.mean == RunConfig.model_fields["input"].default_factory().mean
+    assert config.input.mean == InputConfig().mean
 
 
 def test_what_comes_with_a_part_is_just_above_the_defaults():

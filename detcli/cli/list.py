@@ -1,0 +1,77 @@
+"""``detcli list``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from detcli.registry import Found
+
+
+def list_names(
+    what: Annotated[
+        str, typer.Argument(help="models, recipes, backbones, schedules, plugins, ...", metavar="[WHAT]")
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write a Markdown table.")] = False,
+) -> None:
+    """Show what there is, in all or of one kind.
+
+    detcli list backbones
+    """
+    from detcli.errors import unknown
+    from detcli.registry import SLOTS, names, plugins
+
+    if not what:
+        rows = [(slot, str(len(names(slot))), _shortened(names(slot))) for slot in SLOTS if names(slot)]
+        rows.append(("plugins", str(len(plugins())), _shortened(plugins())))
+        header: Sequence[str] = ("kind", "count", "names")
+    elif what == "plugins":
+        rows = [(name, found.plugin.arxiv, found.plugin.title) for name, found in sorted(plugins().items())]
+        header = ("plugin", "arXiv", "title")
+    elif what in SLOTS:
+        rows = [(name, plugin, _about(what, name, plugins()[plugin])) for name, plugin in names(what).items()]
+        header = (what, "plugin", "about")
+    else:
+        raise unknown("kind", what, [*SLOTS, "plugins"], "detcli list")
+    for line in _table(header, rows, markdown):
+        typer.echo(line)
+
+
+def _about(slot: str, name: str, found: Found) -> str:
+    """Return a line on one name: its own summary, or that of its plugin's paper."""
+    from detcli.registry import find, find_overlay, find_recipe, find_schedule
+
+    if slot == "recipes":
+        recipe = find_recipe(name)
+        return recipe.summary or f"{recipe.model or name}, schedule {recipe.sched}"
+    if slot == "overlays":
+        overlay = find_overlay(name)
+        return overlay.summary or f"on {overlay.recipe}"
+    if slot == "schedules":
+        return _schedule(find_schedule(name).get("sched", {}))
+    part = find(slot, name)
+    paper = f"{found.plugin.title} (arXiv {found.plugin.arxiv})" if found.plugin.arxiv else found.plugin.title
+    return part.summary or paper
+
+
+def _schedule(sched: Any) -> str:
+    unit = sched.get("unit", "epoch")
+    drops = ", ".join(str(drop) for drop in sched.get("drops", ()))
+    return f"{sched.get('length', '?')} {unit}s" + (f", lower learning rate after {drops}" if drops else "")
+
+
+def _shortened(names: Iterable[str], width: int = 80) -> str:
+    """Return `names` in a line of at most `width` characters."""
+    text = ", ".join(names)
+    return text if len(text) <= width else text[: text.rindex(",", 0, width - 2)] + ", …"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
+    if markdown:
+        return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows))
+    return ["  ".join(cells).rstrip() for cells in padded]
