@@ -1,0 +1,285 @@
+"""The second stage: boxes, classes and masks of regions of interest (Girshick 2015; He et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detcli.errors import DetcliError
+from detcli.nn.assigners import AnchorAssigner, Assignment
+from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
+from detcli.nn.box_coders import DeltaBoxCoder
+from detcli.nn.losses import Loss
+from detcli.nn.masks import crop_masks
+from detcli.nn.postprocess import multiclass_nms
+from detcli.nn.roi_extractor import SingleLevelExtractor
+from detcli.nn.samplers import RandomSampler
+from detcli.plugin import PartConfig
+from detcli.registry import build
+from detcli.structures import Batch, Detections, Target
+
+
+@dataclass(slots=True)
+class RoISample:
+    """The sampled RoIs of one image: boxes [K,4]; the object of each, its box [K,4], index [K] and label [K].
+
+    Where not `positive` [K], the object's box is the RoI's own, its index -1 and its label the number of
+    classes. Rows that are not `valid` [K] only fill up. Positives come first, `positive_limit` at most.
+    """
+
+    boxes: Tensor
+    objects: Tensor
+    gt_index: Tensor
+    labels: Tensor
+    positive: Tensor
+    valid: Tensor
+    positive_limit: int
+
+
+def bbox_head(
+    *,
+    in_channels: int,
+    strides: tuple[int, ...],
+    num_classes: int,
+    roi_extractor: PartConfig,
+    channels: int,
+    loss_cls: PartConfig,
+    loss_bbox: PartConfig,
+    decode_before_loss: bool,
+    clamp_below: bool,
+) -> BBoxHead:
+    """Return the head for maps of `in_channels` and `strides`."""
+    return BBoxHead(
+        build("roi_extractors", roi_extractor, strides=strides),
+        in_channels,
+        num_classes,
+        DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2), clamp_below=clamp_below),
+        build("losses", loss_cls),
+        build("losses", loss_bbox),
+        channels=channels,
+        decode_before_loss=decode_before_loss,
+    )
+
+
+class BBoxHead(nn.Module):
+    """Classes and class-specific boxes of RoIs, from two fully connected layers (FPN, section 4.2).
+
+    `decode_before_loss` gives the loss boxes in pixels in place of deltas, for losses of overlaps.
+    """
+
+    def __init__(
+        self,
+        extractor: SingleLevelExtractor,
+        in_channels: int,
+        num_classes: int,
+        box_coder: DeltaBoxCoder,
+        loss_cls: Loss,
+        loss_bbox: Loss,
+        *,
+        channels: int,
+        decode_before_loss: bool,
+    ) -> None:
+        super().__init__()
+        flat = in_channels * extractor.output_size**2
+        self.shared_fcs = nn.ModuleList([nn.Linear(flat, channels), nn.Linear(channels, channels)])
+        self.fc_cls = nn.Linear(channels, num_classes + 1)
+        self.fc_reg = nn.Linear(channels, num_classes * 4)
+        xavier_init(self.shared_fcs)
+        normal_init(self.fc_cls, std=0.01)
+        normal_init(self.fc_reg, std=0.001)
+        self.extractor = extractor
+        self.num_classes = num_classes
+        self.box_coder = box_coder
+        self.loss_cls = loss_cls
+        self.loss_bbox = loss_bbox
+        self.decode_before_loss = decode_before_loss
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,5]."""
+        hidden = self.extractor(features, rois).flatten(1)
+        for layer in self.shared_fcs:
+            hidden = functional.relu(layer(hidden))
+        return self.fc_cls(hidden), self.fc_reg(hidden).view(len(rois), self.num_classes, 4)
+
+    def losses(self, features: Sequence[Tensor], samples: list[RoISample]) -> dict[str, Tensor]:
+        """Return loss_cls and loss_bbox, both divided by the number of sampled RoIs."""
+        logits, deltas = self(features, to_rois([sample.boxes for sample in samples]))
+        boxes = torch.cat([sample.boxes for sample in samples])
+        objects = torch.cat([sample.objects for sample in samples])
+        labels = torch.cat([sample.labels for sample in samples])
+        positive = torch.cat([sample.positive for sample in samples])
+        valid = torch.cat([sample.valid for sample in samples])
+        count = valid.sum().clamp(min=1)
+        # A negative reads the deltas of the last class; they have weight 0.
+        predicted = deltas[
+            torch.arange(len(labels), device=labels.device), labels.clamp(max=self.num_classes - 1)
+        ]
+        if self.decode_before_loss:
+            predicted, goals = self.box_coder.decode(boxes, predicted.float()), objects
+        else:
+            goals = self.box_coder.encode(boxes, objects)
+        return {
+            "loss_cls": self.loss_cls(logits, labels, valid, count),
+            "loss_bbox": self.loss_bbox(predicted, goals, positive, count),
+        }
+
+
+class MaskHead(nn.Module):
+    """A mask of every class in each RoI, from convolutions and a deconvolution (Mask R-CNN, figure 4).
+
+    Masks have twice the side of the `extractor`'s RoIs.
+    """
+
+    def __init__(
+        self,
+        extractor: SingleLevelExtractor,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        num_convs: int = 4,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_convs
+        self.convs = nn.ModuleList(ConvNorm(wide, channels, 3) for wide in widths[:-1])
+        self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
+        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
+        for layer in (self.upsample, self.conv_logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        self.extractor = extractor
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Return the mask logits [R,S,S] of rois [R,5], each for its label of labels [R]."""
+        hidden = self.extractor(features, rois)
+        for conv in self.convs:
+            hidden = conv(hidden)
+        logits: Tensor = self.conv_logits(functional.relu(self.upsample(hidden)))
+        return logits[torch.arange(len(rois), device=rois.device), labels]
+
+    def losses(
+        self, features: Sequence[Tensor], samples: list[RoISample], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
+
+        Raises `DetcliError` when the targets have no masks.
+        """
+        chosen = [_positive_rows(sample) for sample in samples]
+        boxes = [sample.boxes[rows] for sample, rows in zip(samples, chosen, strict=True)]
+        labels = torch.cat([sample.labels[rows] for sample, rows in zip(samples, chosen, strict=True)])
+        weight = torch.cat([sample.positive[rows] for sample, rows in zip(samples, chosen, strict=True)])
+        logits = self(features, to_rois(boxes), labels.clamp(max=self.conv_logits.out_channels - 1)).float()
+        goals = []
+        for sample, rows, image_boxes, target in zip(samples, chosen, boxes, targets, strict=True):
+            if target.masks is None:
+                raise DetcliError(
+                    "this model is trained on masks, and the data have none. Train faster_rcnn."
+                )
+            index = sample.gt_index[rows].clamp(min=0)
+            goals.append(crop_masks(target.masks, image_boxes, index, logits.shape[-1]))
+        pixels = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
+        return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / weight.sum().clamp(min=1)}
+
+
+class RoIHead(nn.Module):
+    """Finds the class, the box and, with a `mask_head`, the mask of each proposal."""
+
+    def __init__(
+        self,
+        bbox_head: BBoxHead,
+        assigner: AnchorAssigner,
+        sampler: RandomSampler,
+        *,
+        score_threshold: float,
+        nms_threshold: float,
+        max_per_image: int,
+        mask_head: MaskHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.bbox_head = bbox_head
+        self.mask_head = mask_head
+        self.assigner = assigner
+        self.sampler = sampler
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.max_per_image = max_per_image
+
+    def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return loss_cls, loss_bbox and, with a mask head, loss_mask; proposals are [P,4] for each image."""
+        assert batch.targets is not None
+        samples = [
+            self._sample(boxes, target) for boxes, target in zip(proposals, batch.targets, strict=True)
+        ]
+        losses = self.bbox_head.losses(features, samples)
+        if self.mask_head is not None:
+            losses |= self.mask_head.losses(features, samples, batch.targets)
+        return losses
+
+    def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+        """Return the detections of each image, with mask crops where there is a mask head."""
+        counts = [len(boxes) for boxes in proposals]
+        logits, deltas = self.bbox_head(features, to_rois(proposals))
+        scores = logits.float().softmax(-1)[:, :-1]
+        sizes = batch.sizes.repeat_interleave(torch.tensor(counts, device=logits.device), dim=0)
+        boxes = self.bbox_head.box_coder.decode(torch.cat(proposals)[:, None], deltas.float(), sizes[:, None])
+        found = []
+        for image_boxes, image_scores in zip(boxes.split(counts), scores.split(counts), strict=True):
+            kept_boxes, kept_scores, labels, _ = multiclass_nms(
+                image_boxes, image_scores, self.score_threshold, self.nms_threshold, self.max_per_image
+            )
+            found.append(Detections(kept_boxes, kept_scores, labels))
+        if self.mask_head is not None:
+            labels = torch.cat([detections.labels for detections in found])
+            crops = self.mask_head(features, to_rois([detections.boxes for detections in found]), labels)
+            parts = crops.float().sigmoid().split([len(detections) for detections in found])
+            for detections, part in zip(found, parts, strict=True):
+                detections.mask_crops = part
+        return found
+
+    @torch.no_grad()
+    def _sample(self, proposals: Tensor, target: Target) -> RoISample:
+        """Choose the RoIs of one image that are trained, and match them with objects."""
+        assignment = self.assigner(proposals, target, [len(proposals)], None)
+        boxes = proposals
+        if self.sampler.add_gt:
+            own = torch.arange(len(target.boxes), device=proposals.device)
+            boxes = torch.cat([target.boxes, proposals])
+            assignment = Assignment(
+                torch.cat([own, assignment.gt_index]),
+                torch.cat([torch.ones_like(own).float(), assignment.iou]),
+            )
+        sample = self.sampler(assignment)
+        boxes = boxes[sample.index]
+        # Index -1, the negatives', reads the row that is appended.
+        objects = torch.cat([target.boxes, boxes.new_zeros(1, 4)])[sample.gt_index]
+        background = target.labels.new_full((1,), self.bbox_head.num_classes)
+        return RoISample(
+            boxes,
+            torch.where(sample.positive[:, None], objects, boxes),
+            sample.gt_index,
+            torch.cat([target.labels, background])[sample.gt_index],
+            sample.positive,
+            sample.valid,
+            sample.positive_limit,
+        )
+
+
+def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """Return the boxes [P,4] of each image as RoIs [R,5]: index of the image, then xyxy."""
+    counts = torch.tensor([len(image_boxes) for image_boxes in boxes])
+    index = torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device, non_blocking=True)
+    return torch.cat([index[:, None].to(boxes[0].dtype), torch.cat(list(boxes))], dim=1)
+
+
+def _positive_rows(sample: RoISample) -> Tensor:
+    """Return the rows of a sample that a head of positives has to look at.
+
+    These are the positives; on a GPU, which would have to be waited for, all rows that can be positive.
+    """
+    if sample.positive.is_cuda:
+        return torch.arange(sample.positive_limit, device=sample.positive.device)
+    return sample.positive.nonzero()[:, 0]

@@ -1,0 +1,82 @@
+"""Region proposal network on a feature pyramid.
+
+Ren, He, Girshick, Sun: Faster R-CNN, arXiv 1506.01497, section 3; the pyramid: arXiv 1612.03144, section 4.1.
+
+Deviations from the papers, as in MMDetection: L1 in place of smooth L1, losses divided by the number of
+sampled anchors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from detcli.nn.detector import Detector
+from detcli.nn.rpn_head import ProposalLimits, RPNHead, rpn_head
+from detcli.plugin import Assigner, Backbone, Loss, Neck, Sampler
+from detcli.registry import build
+from detcli.structures import Batch, Detections
+
+
+def rpn(
+    *,
+    num_classes: int,
+    backbone: Backbone = "r50",
+    neck: Neck = "fpn",
+    anchor_scales: tuple[float, ...] = (8.0,),
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    anchor_border: int | None = 0,
+    feat_channels: int | None = None,
+    assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
+    sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
+    loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
+    loss_bbox: Loss = "l1",
+    loss_divisor: Literal["sampled", "capacity"] = "sampled",
+    clamp_below: bool = True,
+    nms_pre: int = 2000,
+    nms_threshold: float = 0.7,
+    max_per_image: int = 1000,
+) -> RegionProposalNetwork:
+    """Return a detector of objects of any class; `num_classes` is not used.
+
+    `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any
+    number); `clamp_below` limits how much smaller than its anchor a box can be, not only how much larger.
+    """
+    body = build("backbones", backbone)
+    pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
+    limits = ProposalLimits(nms_pre, max_per_image)
+    head = rpn_head(
+        in_channels=pyramid.out_channels,
+        strides=pyramid.strides,
+        channels=feat_channels,
+        anchor_scales=anchor_scales,
+        anchor_ratios=anchor_ratios,
+        anchor_border=anchor_border,
+        assigner=assigner,
+        sampler=sampler,
+        loss_cls=loss_cls,
+        loss_bbox=loss_bbox,
+        divisor=loss_divisor,
+        clamp_below=clamp_below,
+        train_limits=limits,
+        test_limits=limits,
+        nms_threshold=nms_threshold,
+    )
+    return RegionProposalNetwork(body, pyramid, head)
+
+
+class RegionProposalNetwork(Detector):
+    """A detector whose detections are proposals, all with label 0."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module, head: RPNHead) -> None:
+        super().__init__(backbone, neck, ("proposal",))
+        self.rpn_head = head
+
+    def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Return loss_rpn_cls and loss_rpn_bbox."""
+        return self.rpn_head.losses(self.rpn_head(features), batch)
+
+    def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
+        """Return the proposals of each image."""
+        return self.rpn_head.propose(self.rpn_head(features), batch.sizes)
