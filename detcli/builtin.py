@@ -7,6 +7,9 @@ from typing import Any
 from detcli.plugin import Part, Plugin
 
 CAFFE_INPUT = {"input": {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
+DETECTRON_INPUT = {
+    "input": {"mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "channels": "bgr"}
+}
 TORCHVISION = "https://download.pytorch.org/models/"
 OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
 
@@ -15,14 +18,14 @@ def _resnet(depth: int, weights: str | None, summary: str, config: Any = (), **a
     return Part("detcli.nn.resnet:resnet", {"depth": depth, **args}, dict(config), weights, summary)
 
 
-def _caffe(depth: int, weights: str) -> Part:
-    summary = f"ResNet-{depth}, stride in the 1x1 convolution, BGR input"
-    return _resnet(depth, OPENMMLAB + weights, summary, CAFFE_INPUT, style="caffe", norm_trained=False)
+def _caffe(depth: int, weights: str, origin: str, config: Any) -> Part:
+    summary = f"ResNet-{depth} of {origin}: stride in the 1x1 convolution, BGR input"
+    return _resnet(depth, OPENMMLAB + weights, summary, config, style="caffe", norm_trained=False)
 
 
-def _resnext(groups: int, width: int, weights: str, config: Any = ()) -> Part:
+def _resnext(groups: int, width: int, weights: str, config: Any = (), **args: Any) -> Part:
     summary = f"ResNeXt-101 {groups}x{width}d"
-    return _resnet(101, OPENMMLAB + weights, summary, config, groups=groups, width_per_group=width)
+    return _resnet(101, OPENMMLAB + weights, summary, config, groups=groups, width_per_group=width, **args)
 
 
 def _epochs(length: int, drops: list[int]) -> dict[str, Any]:
@@ -39,8 +42,10 @@ plugin = Plugin(
         "r50": _resnet(50, TORCHVISION + "resnet50-0676ba61.pth", "ResNet-50"),
         "r101": _resnet(101, TORCHVISION + "resnet101-63fe2227.pth", "ResNet-101"),
         "r152": _resnet(152, TORCHVISION + "resnet152-394f9c45.pth", "ResNet-152"),
-        "r50_caffe": _caffe(50, "resnet50_caffe-788b5fa3.pth"),
-        "r101_caffe": _caffe(101, "resnet101_caffe-3ad79236.pth"),
+        "r50_caffe": _caffe(50, "resnet50_msra-5891d200.pth", "Detectron2", CAFFE_INPUT),
+        "r101_caffe": _caffe(101, "resnet101_msra-6cc46731.pth", "Detectron2", CAFFE_INPUT),
+        "r50_detectron": _caffe(50, "resnet50_caffe-788b5fa3.pth", "Detectron", DETECTRON_INPUT),
+        "r101_detectron": _caffe(101, "resnet101_caffe-3ad79236.pth", "Detectron", DETECTRON_INPUT),
         "x101_32x4d": _resnext(32, 4, "resnext101_32x4d-a5af3160.pth"),
         "x101_64x4d": _resnext(64, 4, "resnext101_64x4d-ee2c6f71.pth"),
         "x101_32x8d": _resnext(
@@ -48,17 +53,22 @@ plugin = Plugin(
             8,
             "resnext101_32x8d-1516f1aa.pth",
             {"input": {"mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395], "channels": "bgr"}},
+            norm_trained=False,
         ),
     },
     necks={"fpn": Part("detcli.nn.fpn:fpn", summary="feature pyramid, with every kind of extra level")},
     roi_extractors={
-        "roi_align": Part("detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size")
+        "roi_align": Part(
+            "detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size"
+        )
     },
     assigners={
         "max_iou": Part("detcli.nn.assigners:max_iou", summary="by the largest overlap, with thresholds"),
         "atss": Part("detcli.nn.assigners:atss", summary="by adaptive overlap among the nearest anchors"),
     },
-    samplers={"random": Part("detcli.nn.samplers:random", summary="a random share of positives and negatives")},
+    samplers={
+        "random": Part("detcli.nn.samplers:random", summary="a random share of positives and negatives")
+    },
     losses={
         "focal": Part("detcli.nn.losses:focal", summary="sigmoid focal loss"),
         "cross_entropy": Part("detcli.nn.losses:cross_entropy", summary="softmax or sigmoid cross-entropy"),
@@ -67,12 +77,30 @@ plugin = Plugin(
         "iou": Part("detcli.nn.losses:iou", summary="-log IoU, or 1 - IoU"),
         "giou": Part("detcli.nn.losses:giou", summary="1 - generalised IoU"),
     },
-    datasets={"shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded")},
+    datasets={
+        "shapes": Part(
+            "detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded"
+        )
+    },
     schedules={
         "1x": _epochs(12, [8, 11]),
         "2x": _epochs(24, [16, 22]),
         "3x": _epochs(36, [27, 33]),
         "s1x": _epochs(17, [11, 15]),
         "20e": _epochs(20, [16, 19]),
+        "demo": {
+            "weights": "none",
+            "sched": {
+                "unit": "iter",
+                "length": 700,
+                "policy": "cosine",
+                "warmup": "linear",
+                "warmup_iters": 50,
+            },
+            "optim": {"name": "adamw", "lr": 1e-3, "batch": 8, "weight_decay": 0.05, "clip_norm": 10.0},
+            "train": {"batch": 8, "ema": 0.98, "eval_every": 0},
+            "data": {"resize": [[160, 128]], "test_resize": [160, 128]},
+            "eval": {"batch": 8},
+        },
     },
 )

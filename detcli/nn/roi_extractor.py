@@ -51,7 +51,7 @@ class SingleLevelExtractor(nn.Module):
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Return float32 [R,C,S,S] of rois [R,5] (image index, xyxy in pixels), in their order.
 
-        features are [N,C,H/stride,W/stride] each, lowest level first; those above the last stride are not used.
+        features are [N,C,H/stride,W/stride], lowest level first; those above the last stride are not used.
         """
         levels = self.levels(rois[:, 1:])
         order = levels.argsort(stable=True)
@@ -59,7 +59,9 @@ class SingleLevelExtractor(nn.Module):
         counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
         pooled = [
             roi_align(feature.float(), part, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
-            for feature, stride, part in zip(features, self.strides, rois[order].split(counts), strict=False)
+            for feature, stride, part in zip(
+                features, self.strides, torch.split(rois[order], counts), strict=False
+            )
         ]
         return torch.cat(pooled)[order.argsort()]
 

@@ -30,7 +30,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RandomSampler:
-    """Draws up to `num` candidates, of which up to `num` x `positive_fraction` are positive, all equally likely.
+    """Draws up to `num` candidates, up to `num` x `positive_fraction` of them positive, all equally likely.
 
     Negatives fill what positives leave, up to `negative_ratio` for each positive (at least one counts); -1:
     without limit. `add_gt` asks the head to add the ground truth to the candidates.
@@ -73,6 +73,6 @@ def random(
 
 
 def _first(chosen: Tensor, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the indices [count] of the `chosen` [A] that come first in `order` [A], and which of them are real."""
+    """Return the indices [count] of the `chosen` [A] first in `order` [A], and which of these are chosen."""
     index = torch.where(chosen, order, 2.0).topk(count, largest=False).indices
     return index, chosen[index]

@@ -1,0 +1,69 @@
+"""ImageNet weights of backbones."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detcli.download import fetch
+from detcli.engine.checkpoint import load_weights
+from detcli.errors import DetcliError
+
+UNUSED = re.compile(r"fc\.|conv1\.bias$")
+"""Keys that no backbone has: the classifier, and the bias of the stem in files that came from Caffe."""
+
+COUNTER = ".num_batches_tracked"
+"""A batch norm's counter, which files from before PyTorch 0.4.1 lack; it keeps its 0 then."""
+
+
+def load_backbone(backbone: nn.Module, url: str) -> None:
+    """Load the file at `url` (.pth or .safetensors, names as torchvision's) into `backbone`.
+
+    What the file has for stages that the backbone lacks is left out. Raises `DetcliError` when the file can't
+    be had or read, and when anything else is missing, left over or of another shape.
+    """
+    try:
+        path = fetch(url)
+    except DetcliError as error:
+        raise DetcliError(f"{error} Without it, train with `--weights none`.") from error
+    weights = {key: value for key, value in _read(path).items() if not _is_unused(key, backbone)}
+    for key, value in backbone.state_dict().items():
+        if key.endswith(COUNTER):
+            weights.setdefault(key, value)
+    load_weights(backbone, weights, str(path))
+
+
+def _is_unused(key: str, backbone: nn.Module) -> bool:
+    stage = re.match(r"layer\d+(?=\.)", key)
+    return bool(UNUSED.match(key) or (stage and not hasattr(backbone, stage[0])))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file, those under "state_dict" where it has that."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Only zip archives, which PyTorch writes since 1.6, can be mapped into memory.
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        weights = weights.get("state_dict", weights)
+        if not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("it holds more than tensors")
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        UnpicklingError,
+        SafetensorError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DetcliError(f"{path} can't be read as weights: {reason}") from error
+    return dict(weights)
