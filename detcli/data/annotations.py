@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,16 +15,16 @@ from detcli.data.images import TURNED, Pixels
 
 Floats: TypeAlias = NDArray[np.float64]
 Segmentation: TypeAlias = list[Floats] | dict[str, Any]
-"""Polygons, each [2P] of x and y in turn; or run lengths, ``{"size": [h, w], "counts": bytes}``; [] where there is none."""
+"""Polygons, each [2P] of x and y in turn; run lengths ``{"size": [h, w], "counts": bytes}``; [] for none."""
 
 
 @dataclass(slots=True)
 class Annotations:
     """The M annotated objects of one picture of `size` (height, width), in its pixels.
 
-    ids [M]; xywh [M,4] left, top, width and height; categories [M] positions in the dataset's list of categories; crowd
-    [M]; areas [M]; keypoints [M,K,3] x, y and visibility (0 unlabelled, 1 hidden, 2 visible), K = 0 without any; semantic
-    [H,W] stuff and thing labels.
+    ids [M]; xywh [M,4] left, top, width and height; categories [M] positions in the dataset's list of
+    categories; crowd [M]; areas [M]; keypoints [M,K,3] x, y and visibility (0 unlabelled, 1 hidden, 2
+    visible), K = 0 without any; semantic [H,W] stuff and thing labels.
     """
 
     size: tuple[int, int]
@@ -52,7 +53,8 @@ class Category:
 class Source(Protocol):
     """Annotated pictures, as a builder in the ``datasets`` slot returns them.
 
-    `sizes` [N,2] are heights and widths; `filled` [N] says which pictures hold an object that can be trained on.
+    `sizes` [N,2] are heights and widths; `filled` [N] says which pictures hold an object that can be trained
+    on.
     """
 
     name: str
@@ -74,21 +76,22 @@ class Source(Protocol):
         ...
 
     def annotations(self, index: int) -> Annotations:
-        """Return the annotations that `read` gives, without decoding the picture where that can be avoided."""
+        """Return the annotations that `read` gives, if possible without decoding the picture."""
         ...
 
 
 class AnnotationStore:
     """The annotations of all pictures of a dataset in flat arrays.
 
-    A worker process that reads Python objects writes their reference counts and so copies their memory page by page; numpy
-    arrays stay shared.
+    A worker process that reads Python objects writes their reference counts and so copies their memory page
+    by page; numpy arrays stay shared.
     """
 
     def __init__(self) -> None:
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
         self._xywh, self._areas, self._crowd = array("d"), array("d"), array("b")
-        # Object j has the polygons from ends[j - 1] up to ends[j]; likewise for the other two levels and kinds.
+        # Object j has the polygons from ends[j - 1] up to ends[j]; likewise for the other two levels and
+        # kinds.
         self._polygons, self._polygon_ends, self._points_ends = array("d"), array("q"), array("q")
         self._runs, self._run_ends = bytearray(), array("q")
         self._keypoints, self._keypoint_ends = array("f"), array("q")
@@ -104,10 +107,10 @@ class AnnotationStore:
         xywh: list[float],
         area: float,
         crowd: bool,
-        segmentation: list[list[float]] | bytes = b"",
+        segmentation: list[array[float]] | bytes = b"",
         keypoints: list[float] | tuple[()] = (),
     ) -> None:
-        """Append one object of picture number `image`; `segmentation` is polygons or compressed run lengths."""
+        """Append an object of picture number `image`; `segmentation`: polygons or compressed run lengths."""
         self._images.append(image)
         self._ids.append(annotation_id)
         self._categories.append(category)
@@ -126,7 +129,7 @@ class AnnotationStore:
         self._keypoint_ends.append(len(self._keypoints))
 
     def freeze(self, sizes: NDArray[np.int64]) -> None:
-        """Turn what was added into arrays and index it by picture; `sizes` [N,2] are the pictures' heights and widths."""
+        """Turn what was added into arrays, indexed by picture; `sizes` [N,2] are heights and widths."""
         self.sizes = sizes
         self.ids = np.array(self._ids, np.int64)
         self.images = np.array(self._images, np.int64)
@@ -144,10 +147,17 @@ class AnnotationStore:
         self.rows = np.argsort(self.images, kind="stable")
         self.row_first = np.searchsorted(self.images[self.rows], np.arange(len(sizes) + 1))
         del self._ids, self._images, self._categories, self._xywh, self._areas, self._crowd, self._polygons
-        del self._points_ends, self._polygon_ends, self._runs, self._run_ends, self._keypoints, self._keypoint_ends
+        del (
+            self._points_ends,
+            self._polygon_ends,
+            self._runs,
+            self._run_ends,
+            self._keypoints,
+            self._keypoint_ends,
+        )
 
     def trainable(self) -> NDArray[np.bool_]:
-        """Return [M] bool: objects, not crowd regions, of at least a pixel a side that lie in their picture at all."""
+        """Return [M] bool: no crowd region, at least a pixel a side, and not outside its picture."""
         left, top, width, height = self.xywh.T
         size = self.sizes[self.images]
         inside = (left < size[:, 1]) & (top < size[:, 0]) & (left + width > 0) & (top + height > 0)
@@ -183,7 +193,7 @@ class AnnotationStore:
             return {"size": [height, width], "counts": counts}
         first, last = self.polygon_first[row], self.polygon_first[row + 1]
         ends = self.points_first[first : last + 1]
-        return [self.polygons[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.polygons[start:end] for start, end in pairwise(ends)]
 
 
 def turn(annotations: Annotations, orientation: int) -> Annotations:
@@ -192,7 +202,8 @@ def turn(annotations: Annotations, orientation: int) -> Annotations:
     `orientation` is one of the four EXIF orientations that swap width and height.
     """
     height, width = annotations.size
-    # Upright x is the stored y, from the bottom up in 6 and 7; upright y is the stored x, from the right in 7 and 8.
+    # Upright x is the stored y, from the bottom up in 6 and 7; upright y is the stored x, from the right in 7
+    # and 8.
     from_bottom, from_right = orientation in (6, 7), orientation in (7, 8)
     assert orientation in TURNED
 
@@ -229,8 +240,11 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, 
     if isinstance(segmentation, dict):
         return segmentation
     if not segmentation:
-        return mask_utils.encode(np.zeros(size, np.uint8, order="F"))
-    return mask_utils.merge(mask_utils.frPyObjects([polygon.tolist() for polygon in segmentation], *size))
+        empty: dict[str, Any] = mask_utils.encode(np.zeros(size, np.uint8, order="F"))
+        return empty
+    parts = mask_utils.frPyObjects([polygon.tolist() for polygon in segmentation], *size)
+    merged: dict[str, Any] = mask_utils.merge(parts)
+    return merged
 
 
 def bitmaps(segmentations: list[Segmentation], size: tuple[int, int]) -> Pixels:

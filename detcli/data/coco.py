@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from detcli.data.annotations import Annotations, AnnotationStore, Category, turn
+from detcli.data.annotations import Annotations, AnnotationStore, Category, run_lengths, turn
 from detcli.data.images import TURNED, Pixels, load_image, read_header, upright_size
 from detcli.errors import DetcliError
 
@@ -28,7 +29,7 @@ SPLIT_NAMES = {
 """What folders and files of a split are called, in order of preference."""
 
 STRAY_BOXES = 1e-4
-"""The share of boxes without area that counts as a slip, not as a broken file (COCO train2017 has one in 860,001)."""
+"""The share of boxes without area that is a slip, not a broken file: COCO train2017 has such a one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,11 @@ class Located:
 
 
 def locate(source: Path, split: Split, images: str = "") -> Located:
-    """Find the annotation file of `split` in a folder (or take the file itself), and where its pictures may be.
+    """Find the annotation file of `split` in a folder (or take the file), and where its pictures may be.
 
-    A folder that has one annotation file in all uses it for both splits. `images` is the folder of pictures; without, they
-    are looked for beside the file and in nearby folders. Raises `DetcliError` that lists what was looked for.
+    A folder that has one annotation file in all uses it for both splits. `images` is the folder of pictures;
+    without, they are looked for beside the file and in nearby folders. Raises `DetcliError` that lists what
+    was looked for.
     """
     if source.is_file():
         path, own = source, False
@@ -130,8 +132,9 @@ class CocoSource:
     def read(self, index: int) -> tuple[Pixels, Annotations]:
         """Return picture `index` and its annotations, both upright.
 
-        Where the JSON describes the pixels as they are stored, and EXIF turns the picture by 90 degrees, the annotations
-        are turned with it. Raises `DetcliError` when the picture can't be read or has another size than the JSON says.
+        Where the JSON describes the pixels as they are stored, and EXIF turns the picture by 90 degrees, the
+        annotations are turned with it. Raises `DetcliError` when the picture can't be read or has another
+        size than the JSON says.
         """
         image = load_image(self.path(index))
         annotations = self.store[index]
@@ -142,7 +145,7 @@ class CocoSource:
         return image, annotations
 
     def annotations(self, index: int) -> Annotations:
-        """Return the annotations of picture `index` in the pixels of the upright picture; reads only its header."""
+        """Return the annotations of picture `index` in its upright pixels; reads its header at most."""
         annotations = self.store[index]
         height, width = annotations.size
         return annotations if height == width else self._turned(index, annotations)
@@ -160,15 +163,19 @@ class CocoSource:
             stored, orientation = read_header(self.path(index))
         except DetcliError:
             return annotations
-        return turn(annotations, orientation) if orientation in TURNED and stored == annotations.size else annotations
+        return (
+            turn(annotations, orientation)
+            if orientation in TURNED and stored == annotations.size
+            else annotations
+        )
 
 
 def read_coco(located: Located, *, segmentations: bool = True, report: Report | None = None) -> CocoSource:
     """Read a COCO-style JSON file.
 
-    Without `segmentations`, polygons and run lengths are left in the file. What is wrong with single entries goes to
-    `report`, and the entry is left out; without `report` the first such thing is raised. Raises `DetcliError` for a file that
-    can't be read, is malformed (with line and column) or has no pictures.
+    Without `segmentations`, polygons and run lengths are left in the file. What is wrong with single entries
+    goes to `report`, and the entry is left out; without `report` the first such thing is raised. Raises
+    `DetcliError` for a file that can't be read, is malformed (with line and column) or has no pictures.
     """
     path = located.path
 
@@ -186,7 +193,8 @@ def read_coco(located: Located, *, segmentations: bool = True, report: Report | 
     numbers: dict[int, int] = {}
     for number, record in enumerate(records):
         if numbers.setdefault(int(record["id"]), number) != number:
-            report(f"two images have the id {record['id']}: {names[numbers[int(record['id'])]]} and {names[number]}")
+            first = names[numbers[int(record["id"])]]
+            report(f"two images have the id {record['id']}: {first} and {names[number]}")
     sizes = np.array([_image_size(record, root) for record in records], np.int64).reshape(-1, 2)
     store = AnnotationStore()
     seen: set[int] = set()
@@ -206,13 +214,16 @@ def _load_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DetcliError(f"can't read {path}: {error.strerror}.") from None
     except json.JSONDecodeError as error:
-        raise DetcliError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+        raise DetcliError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
     except UnicodeDecodeError as error:
-        raise DetcliError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from None
-    keys = ("images", "annotations", "categories")
+        raise DetcliError(
+            f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}."
+        ) from None
     if not isinstance(data, dict):
-        raise DetcliError(f"{path} is no COCO-style file: it holds a {type(data).__name__}, not an object with {', '.join(keys)}.")
-    for key in keys:
+        raise DetcliError(f"{path} is no COCO-style file: it is a {type(data).__name__}, not an object.")
+    for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             there = ", ".join(sorted(data)[:8]) or "nothing"
             raise DetcliError(f"{path} is no COCO-style file: it has no list {key!r} (there is {there}).")
@@ -229,7 +240,9 @@ def _read_categories(records: list[Any], report: Report) -> tuple[list[Category]
             continue
         category = Category(int(record["id"]), str(record["name"]), tuple(record.get("keypoints") or ()))
         if category.id in found:
-            report(f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}")
+            report(
+                f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}"
+            )
             continue
         if by_name.setdefault(category.name, category.id) != category.id:
             report(f"two categories are called {category.name!r}: {by_name[category.name]} and {category.id}")
@@ -246,7 +259,7 @@ def _is_image(record: Any, report: Report) -> bool:
 
 
 def _image_size(record: dict[str, Any], root: Path) -> tuple[int, int]:
-    """Return (height, width) as the JSON says, or else as the file's header says; (1, 1) where neither does."""
+    """Return (height, width) as the JSON says, else as the file's header says, else (1, 1)."""
     height, width = record.get("height"), record.get("width")
     if _is_number(height) and _is_number(width) and height >= 1 and width >= 1:
         return int(height), int(width)
@@ -266,10 +279,10 @@ def _find_root(located: Located, names: list[str]) -> Path:
     counts = [sum((root / name).is_file() for name in some) for root in located.roots]
     best = max(range(len(counts)), key=counts.__getitem__)
     if counts[best] == 0:
-        existing = [str(root) for root in located.roots if root.is_dir()] or [str(root) for root in located.roots]
+        there = [root for root in located.roots if root.is_dir()] or located.roots
         raise DetcliError(
-            f"can't find the pictures of {located.path} ({some[0]} and others): looked in {', '.join(existing)}. "
-            "Say where they are with `--images DIR`."
+            f"can't find the pictures of {located.path}, such as {some[0]}: looked in "
+            f"{', '.join(map(str, there))}. Say where they are with `--images DIR`."
         )
     return located.roots[best]
 
@@ -335,11 +348,13 @@ def _add_annotation(
     if len(keypoints) % 3 or not all(_is_number(value) for value in keypoints):
         report(f"{name} has keypoints that are no triples of numbers (x, y, visibility)")
         keypoints = ()
-    store.add(number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints)
+    store.add(
+        number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints
+    )
 
 
-def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> list[list[float]] | bytes:
-    """Return polygons of three points and more, or compressed run lengths; shortened to a mark when not `wanted`."""
+def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> list[array[float]] | bytes:
+    """Return polygons of three points and more, or compressed run lengths; when not `wanted`, a mark."""
     if not value:
         return b""
     if isinstance(value, dict):
@@ -353,48 +368,51 @@ def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> lis
                 raise ValueError(f"its run lengths cover {sum(counts)} of {int(size.prod())} pixels")
             counts = mask_utils.frPyObjects(value, *size.tolist())["counts"]
         return counts.encode() if isinstance(counts, str) else bytes(counts)
-    polygons = [polygon for polygon in value if len(polygon) >= 6]
-    for polygon in polygons:
-        if len(polygon) % 2 or not all(_is_number(number) and math.isfinite(number) for number in polygon):
-            raise ValueError("a polygon is no list of x and y in turn")
+    polygons = [array("d", polygon) for polygon in value if len(polygon) >= 6]
+    if any(len(polygon) % 2 for polygon in polygons):
+        raise ValueError("a polygon is no list of x and y in turn")
     return polygons if wanted else b" " * bool(polygons)
 
 
-def _area(segmentation: list[list[float]] | bytes, size: NDArray[np.int64], xywh: list[float]) -> float:
+def _area(segmentation: list[array[float]] | bytes, size: NDArray[np.int64], xywh: list[float]) -> float:
     """Return the area of an object whose JSON gives none: that of its mask, or of its box."""
     if isinstance(segmentation, bytes):
         if len(segmentation) > 1:
             return float(mask_utils.area({"size": size.tolist(), "counts": segmentation}))
         return xywh[2] * xywh[3]
-    return float(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(segmentation, *size.tolist()))))
+    polygons = [np.array(polygon) for polygon in segmentation]
+    return float(mask_utils.area(run_lengths(polygons, (int(size[0]), int(size[1])))))
 
 
 def _check_boxes(source: CocoSource, report: Report) -> None:
-    """Report boxes with NaN, and boxes without area unless they are a stray few in a large file."""
+    """Report what is not finite, and boxes without area unless they are a stray few in a large file."""
     store = source.store
 
-    def describe(row: int, problem: str) -> str:
-        file_name = source.file_name(int(store.images[row]))
-        return f"annotation {store.ids[row]} of {file_name} has a box {problem}: {store.xywh[row].tolist()}"
+    def describe(row: int) -> str:
+        return f"annotation {store.ids[row]} of {source.file_name(int(store.images[row]))}"
 
     finite = np.isfinite(store.xywh).all(axis=1)
-    for row in np.flatnonzero(~finite):
-        report(describe(row, "that is not finite"))
-    empty = np.flatnonzero(finite & ~((store.xywh[:, 2] > 0) & (store.xywh[:, 3] > 0)))
+    for row in np.flatnonzero(~finite).tolist():
+        report(f"{describe(row)} has a box that is not finite: {store.xywh[row].tolist()}")
+    empty = np.flatnonzero(finite & ~((store.xywh[:, 2] > 0) & (store.xywh[:, 3] > 0))).tolist()
     if len(empty) > STRAY_BOXES * len(store):
         for row in empty:
-            report(describe(row, "without area"))
+            report(f"{describe(row)} has a box without area: {store.xywh[row].tolist()}")
+    points = np.flatnonzero(~np.isfinite(store.polygons))
+    polygons = np.searchsorted(store.points_first, points, side="right") - 1
+    for row in np.unique(np.searchsorted(store.polygon_first, polygons, side="right") - 1).tolist():
+        report(f"{describe(row)} has a polygon that is not finite")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int | str]:
     """Say whether `value` is an id: a whole number, or one in a string."""
     if isinstance(value, str):
         return value.strip().lstrip("-").isdigit()
-    return _is_number(value) and math.isfinite(value) and int(value) == value
+    return isinstance(value, int | float) and math.isfinite(value) and int(value) == value
 
 
 def _short(value: Any) -> str:

@@ -63,7 +63,7 @@ class Preprocess:
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Pictures and targets of one split; `classes` are in label order, with the dataset's own category ids."""
+    """Pictures and targets of one split; `classes` are in label order, with the data's own category ids."""
 
     def __init__(
         self,
@@ -80,8 +80,9 @@ class DetectionDataset(Dataset[Sample]):
     ) -> None:
         """Serve the pictures `indices` of `source`.
 
-        `labels` [categories] is the label of each of the source's categories, -1 for those that are left out. A picture
-        that can't be read is an error, or gives way to the next one (`replace_bad`), or is black (`blank_bad`).
+        `labels` [categories] is the label of each of the source's categories, -1 for those that are left out.
+        A picture that can't be read is an error, or gives way to the next one (`replace_bad`), or is black
+        (`blank_bad`).
         """
         self.source = source
         self.classes = classes
@@ -93,7 +94,7 @@ class DetectionDataset(Dataset[Sample]):
         self._replace_bad = replace_bad
         self._blank_bad = blank_bad
         # In shared memory, so that all worker processes together name a bad picture once.
-        self._bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()
+        self._bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -148,10 +149,12 @@ class DetectionDataset(Dataset[Sample]):
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations as a COCO dict, in pixels of the upright pictures, crowd regions included.
 
-        Annotations are numbered from 1, since pycocotools takes an id of 0 for no match. Pictures that turned out to be
-        unreadable have none.
+        Annotations are numbered from 1, since pycocotools takes an id of 0 for no match. Pictures that turned
+        out to be unreadable have none.
         """
-        bad = {image_id for image_id, is_bad in zip(self.image_ids, self._bad.tolist(), strict=True) if is_bad}
+        bad = {
+            image_id for image_id, is_bad in zip(self.image_ids, self._bad.tolist(), strict=True) if is_bad
+        }
         if not bad:
             return self._ground_truth
         kept = [item for item in self._ground_truth["annotations"] if item["image_id"] not in bad]
@@ -159,7 +162,8 @@ class DetectionDataset(Dataset[Sample]):
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
-        images, objects = [], []
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             annotations = self.annotations(index)
             height, width = annotations.size
@@ -234,12 +238,13 @@ def open_dataset(
 ) -> DetectionDataset:
     """Open the `split` of the data that `config` names.
 
-    With `classes` (a checkpoint's, or those of the training data) labels are theirs: the data's categories are matched by
-    name, or by id where no name matches. `masks` puts masks into targets. Pictures without objects are left out of
-    training unless `keep_empty`; without `augment`, the train split is served as the val split is. The pixel mean of
-    `input` is what transforms may fill with (argument `fill`, RGB).
+    With `classes` (a checkpoint's, or those of the training data) labels are theirs: the data's categories
+    are matched by name, or by id where no name matches. `masks` puts masks into targets. Pictures without
+    objects are left out of training unless `keep_empty`; without `augment`, the train split is served as the
+    val split is. The pixel mean of `input` is what transforms may fill with (argument `fill`, RGB).
 
-    Raises `UsageError` when `config` names no dataset, `DetcliError` when its files are not what they should be.
+    Raises `UsageError` when `config` names no dataset, `DetcliError` when its files are not what they should
+    be.
     """
     training = split == "train" and augment
     source = _open_source(config, split, segmentations=masks or split == "val")
@@ -274,11 +279,13 @@ def open_dataset(
     )
 
 
-def open_source(name: str, split: Literal["train", "val"], *, images: str = "", args: dict[str, Any] | None = None) -> Source:
+def open_source(
+    name: str, split: Literal["train", "val"], *, images: str = "", args: dict[str, Any] | None = None
+) -> Source:
     """Return the annotated pictures of `split` of a dataset's name, a folder, or a COCO-style JSON file.
 
-    `args` are arguments of a named dataset. A name is a dataset before it is a folder. Raises `UsageError` when it is
-    nothing of the kind.
+    `args` are arguments of a named dataset. A name is a dataset before it is a folder. Raises `UsageError`
+    when it is nothing of the kind.
     """
     return _open_source(DataConfig(source=name, images=images, args=args or {}), split)
 
@@ -294,22 +301,31 @@ def _open_source(config: DataConfig, split: Literal["train", "val"], segmentatio
     path = Path(name).expanduser()
     if not path.exists():
         if path.suffix or len(path.parts) > 1:
-            raise UsageError(f"there is no file or folder {name}. `detcli list datasets` shows datasets by name.")
+            raise UsageError(
+                f"there is no file or folder {name}. `detcli list datasets` shows datasets by name."
+            )
         raise unknown("dataset (or file or folder)", name, known, "detcli list datasets")
     if config.args:
-        raise UsageError(f"data.args ({', '.join(config.args)}) are for datasets by name, and {name} is a file or folder.")
+        raise UsageError(
+            f"data.args ({', '.join(config.args)}) are for datasets by name, and {name} is a file or folder."
+        )
     located = locate(path, split, config.images)
-    if split == "train" and not config.val and not located.own and locate(path, "val", config.images).path == located.path:
+    if (
+        split == "train"
+        and not config.val
+        and not located.own
+        and locate(path, "val", config.images).path == located.path
+    ):
         warnings.warn(
-            f"{located.path} is used for both training and evaluation, so that AP is that of pictures trained on; "
-            "give others with --val.",
+            f"{located.path} serves for training and for evaluation: AP will be that of pictures trained on. "
+            "Give others with --val.",
             stacklevel=3,
         )
     return read_coco(located, segmentations=segmentations)
 
 
 def _match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, NDArray[np.int64]]:
-    """Return the classes in label order with the data's ids, and the label of each of the data's categories or -1."""
+    """Return classes in label order with the data's ids, and the label (or -1) of each of its categories."""
     names = [category.name for category in source.categories]
     ids = [category.id for category in source.categories]
     if classes is None:
@@ -320,18 +336,24 @@ def _match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, 
         wanted, offered = list(classes.ids), ids
     if not set(offered) & set(wanted):
         raise DetcliError(
-            f"no class of the data is one of the model's: {source.name} has {_listed(names)} (ids {_listed(ids)}), "
-            f"the model knows {_listed(classes.names)} (ids {_listed(classes.ids)})."
+            f"no class of the data is one of the model's: {source.name} has {_listed(names)} "
+            f"(ids {_listed(ids)}), the model knows {_listed(classes.names)} (ids {_listed(classes.ids)})."
         )
     if offered is ids:
-        warnings.warn(f"classes of {source.name} are matched by id, since none has a name that the model knows", stacklevel=3)
+        warnings.warn(
+            f"classes of {source.name} are matched by id, since none has a name that the model knows",
+            stacklevel=3,
+        )
     label_of = {key: label for label, key in reversed(list(enumerate(wanted)))}
     labels = np.array([label_of.get(key, -1) for key in offered], np.int64)
     left_out = [name for name, label in zip(names, labels, strict=True) if label < 0]
     if left_out:
-        warnings.warn(f"the model does not know these classes of {source.name}: {_listed(left_out)}", stacklevel=3)
+        warnings.warn(
+            f"the model does not know these classes of {source.name}: {_listed(left_out)}", stacklevel=3
+        )
     own = dict(zip(labels.tolist(), ids, strict=True))
-    # A class that the data lack keeps an id that is none of theirs, so that it is never taken for one of them.
+    # A class that the data lack keeps an id that is none of theirs, so that it is never taken for one of
+    # them.
     free = max([*ids, *classes.ids]) + 1
     matched = [
         own.get(label, given if given not in ids else free + label) for label, given in enumerate(classes.ids)
@@ -346,13 +368,15 @@ def _listed(values: Sequence[Any]) -> str:
 
 def _require_masks(source: Source) -> None:
     if not source.has_masks:
-        raise DetcliError(f"{source.name} has no masks to train on. Train a box detector, such as faster_rcnn.")
+        raise DetcliError(
+            f"{source.name} has no masks to train on. Train a box detector, such as faster_rcnn."
+        )
     if isinstance(source, CocoSource):
         rows = np.flatnonzero(source.store.trainable() & ~source.store.segmented())
         if len(rows):
             raise DetcliError(
-                f"{source.name}: {len(rows)} objects have a box but no mask, such as annotation {source.store.ids[rows[0]]}. "
-                "Add masks or train a box detector, such as faster_rcnn."
+                f"{source.name}: {len(rows)} objects have a box but no mask, such as annotation "
+                f"{source.store.ids[rows[0]]}. Add masks, or train a box detector, such as faster_rcnn."
             )
 
 
@@ -381,7 +405,9 @@ def _read_proposals(path: str, source: Source, indices: NDArray[np.int64]) -> Pr
     return proposals
 
 
-def _training_transforms(config: DataConfig, input: InputConfig, categories: list[Category]) -> list[TransformFn]:
+def _training_transforms(
+    config: DataConfig, input: InputConfig, categories: list[Category]
+) -> list[TransformFn]:
     fill = input.mean if input.channels == "rgb" else input.mean[::-1]
     names = next((category.keypoints for category in categories if category.keypoints), ())
     transforms: list[TransformFn] = []
@@ -449,14 +475,17 @@ def _coco_objects(
             item["segmentation"] = [polygon.tolist() for polygon in segmentation]
         if category.keypoints:
             keypoints = annotations.keypoints[row, : len(category.keypoints)]
-            item |= {"keypoints": keypoints.reshape(-1).tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
+            item |= {
+                "keypoints": keypoints.reshape(-1).tolist(),
+                "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+            }
         objects.append(item)
     return objects
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` within; torch's global generator on the CPU goes on afterwards as if nothing had been drawn."""
+    """Draw from `seed` within; torch's generator of the CPU then goes on as if nothing had been drawn."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:

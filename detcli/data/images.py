@@ -26,19 +26,19 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 def load_image(path: str | os.PathLike[str]) -> Pixels:
     """Read a picture: uint8 [H,W,3] RGB, turned upright as its EXIF orientation says.
 
-    Grey is repeated, CMYK converted, 16 bits lose the lower eight, alpha is dropped. Raises `DetcliError` naming the file
-    when it can't be read, is cut short, or is no picture.
+    Grey is repeated, CMYK converted, 16 bits lose the lower eight, alpha is dropped. Raises `DetcliError`
+    naming the file when it can't be read, is cut short, or is no picture.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DetcliError(f"can't read the picture {path}: {error.strerror or error}.") from None
     image = _decode(data) if _is_whole(data) else None
-    return _decode_with_pillow(data, path) if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+    return _decode_with_pillow(data, path) if image is None else image
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
-    """Return the (height, width) of the stored picture and its EXIF orientation (1 to 8), without decoding pixels.
+    """Return (height, width) of the stored picture and its EXIF orientation (1 to 8); decodes no pixels.
 
     Raises `DetcliError` naming the file when it can't be read or is no picture.
     """
@@ -56,19 +56,19 @@ def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _decode(data: bytes) -> Pixels | None:
-    """Return the picture as BGR, or None where OpenCV can't decode it."""
+    """Return the picture, or None where OpenCV can't decode it."""
     try:
-        image: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         return None
-    return image
+    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image), np.uint8)
 
 
 def _is_whole(data: bytes) -> bool:
     """Say whether a JPEG or PNG has its end marker; other formats always pass.
 
-    OpenCV may fill the rest of a file that is cut short with grey and say nothing. A JPEG's end marker after the last start
-    of a scan can't be pixel data, in which 0xFF is always followed by 0.
+    OpenCV may fill the rest of a file that is cut short with grey and say nothing. A JPEG's end marker after
+    the last start of a scan can't be pixel data, in which 0xFF is always followed by 0.
     """
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")

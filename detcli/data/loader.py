@@ -25,7 +25,7 @@ NO_LABEL = 255
 
 
 def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
-    """Put samples into a batch whose sides are multiples of `pad_divisor`; pictures, masks and labels are padded.
+    """Put samples into a batch; pictures, masks and labels are padded to multiples of `pad_divisor`.
 
     Images are in channels-last memory. Targets are None where a sample has none.
     """
@@ -42,16 +42,18 @@ def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
             if target.semantic is not None:
                 target.semantic = _pad(target.semantic, height, width, NO_LABEL)
             targets.append(target)
-    return Batch(images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples])
+    return Batch(
+        images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples]
+    )
 
 
 class BatchOrder(Sampler[list[Key]]):
     """The batches of an epoch, for one of `world_size` processes.
 
-    In training, pictures are shuffled by (seed, epoch). With `group_aspect`, a batch has pictures that are all wide or all
-    tall; the last batch of either kind is filled up with pictures from its beginning. Over processes, a batch of each is
-    a part of one larger batch. In evaluation the order is that of the dataset, and process r has every
-    `world_size`-th picture.
+    In training, pictures are shuffled by (seed, epoch). With `group_aspect`, a batch has pictures that are
+    all wide or all tall; the last batch of either kind is filled up with pictures from its beginning. Over
+    processes, a batch of each is a part of one larger batch. In evaluation the order is that of the dataset,
+    and process r has every `world_size`-th picture.
     """
 
     def __init__(
@@ -141,8 +143,8 @@ def make_loader(
 ) -> Loader:
     """Return the loader of `dataset`, `batch` pictures at a time for this process.
 
-    What is drawn for a picture depends on (seed, epoch, picture) alone: not on workers, their order or where a run was
-    resumed. `start` is the batch of epoch 0 to begin with; `Loader.set_epoch` moves on.
+    What is drawn for a picture depends on (seed, epoch, picture) alone: not on workers, their order or where
+    a run was resumed. `start` is the batch of epoch 0 to begin with; `Loader.set_epoch` moves on.
     """
     order = BatchOrder(
         dataset.aspect_ratios,
@@ -169,7 +171,7 @@ def make_loader(
 
 
 class _Batches(Dataset[Any]):
-    """Makes whole batches in the worker; an error travels as a value, since a raised one arrives as a traceback."""
+    """Makes batches in the worker; an error travels as a value, since a raised one arrives as a traceback."""
 
     def __init__(self, dataset: DetectionDataset, pad_divisor: int) -> None:
         self.dataset = dataset

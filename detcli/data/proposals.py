@@ -1,7 +1,7 @@
 """Proposals for Fast R-CNN: a safetensors file of flat arrays.
 
-``image_ids`` [N], ``offsets`` [N+1]: image i has the rows from offsets[i] to offsets[i+1] of ``boxes`` [P,4] float32 xyxy, in pixels of
-the upright picture, and of ``scores`` [P] float32, best first.
+``image_ids`` [N], ``offsets`` [N+1]: image i has the rows from offsets[i] to offsets[i+1] of ``boxes`` [P,4]
+float32 xyxy, in pixels of the upright picture, and of ``scores`` [P] float32, best first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ KEYS = ("image_ids", "offsets", "boxes", "scores")
 class Proposals(Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]):
     """Boxes [P,4] xyxy and scores [P] of each image id."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._arrays = arrays
         ids = arrays["image_ids"]
         self._order = np.argsort(ids, kind="stable")
@@ -47,7 +48,7 @@ class Proposals(Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]):
 
 
 def write_proposals(path: str | os.PathLike[str], items: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-    """Write (image id, boxes [P,4] xyxy in pixels of the upright picture, scores [P]) of each picture to `path`.
+    """Write (image id, boxes [P,4] xyxy in upright pixels, scores [P]) of each picture to `path`.
 
     Raises `DetcliError` when the file can't be written; what was there before stays then.
     """
@@ -83,7 +84,8 @@ def read_proposals(path: str | os.PathLike[str]) -> Proposals:
     """
     if not Path(path).is_file():
         raise DetcliError(
-            f"there is no proposals file {path}. Write one with `detcli predict RPN --data SOURCE --proposals {path}`."
+            f"there is no proposals file {path}. "
+            f"Write one with `detcli predict RPN --data SOURCE --proposals {path}`."
         )
     try:
         arrays = load_file(path)

@@ -18,13 +18,14 @@ STUFF = ("sky", "ground", "water")
 
 MAX_OBJECTS = 6
 SIDES = (0.12, 0.5)
-"""The least and the greatest side of an object, as a share of the picture's shorter side; drawn log-uniformly."""
+"""The least and greatest side of an object as a share of the picture's shorter side; log-uniform."""
 LEAST_VISIBLE = 0.6
 """An object that would hide more than the rest of another is not drawn."""
 PLACE_TRIES = 8
 SUPERSAMPLING = 4
 
 Float = NDArray[np.float32]
+Region = tuple[slice, slice]
 
 
 def shapes(
@@ -57,7 +58,9 @@ class Shapes:
         shortest = np.rint(min(size) * (0.9 + 0.2 * draws[:, 0])).astype(np.int64)
         longest = np.full(count, max(size))
         tall = draws[:, 1] < 0.25
-        self.sizes = np.where(tall[:, None], np.stack([longest, shortest], 1), np.stack([shortest, longest], 1))
+        self.sizes = np.where(
+            tall[:, None], np.stack([longest, shortest], 1), np.stack([shortest, longest], 1)
+        )
 
     def file_name(self, index: int) -> str:
         """Return the name that picture `index` has once it is written to a folder."""
@@ -79,33 +82,34 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[P
     Masks are the visible parts of objects, boxes enclose them tightly.
     """
     pixels, semantic = _background(generator, size)
+    owner = np.zeros(size, np.uint8)
     labels: list[int] = []
-    visible: list[NDArray[np.bool_]] = []
-    whole: list[int] = []
+    areas, visible = np.zeros(0), np.zeros(0)
     for _ in range(int(generator.integers(1, MAX_OBJECTS + 1))):
         label = int(generator.integers(len(THINGS)))
         for _ in range(PLACE_TRIES):
             corners = _place(generator, _outline(generator, label), size)
-            mask = _coverage(corners, size)
-            solid = mask >= 0.5
-            remaining = [int((other & ~solid).sum()) for other in visible]
-            if solid.any() and all(
-                left >= LEAST_VISIBLE * area for left, area in zip(remaining, whole, strict=True)
-            ):
-                _paint(generator, pixels, corners, mask)
-                visible = [*(other & ~solid for other in visible), solid]
+            region = _region(corners, size)
+            coverage = _coverage(corners, region)
+            solid = coverage >= 0.5
+            left = visible - np.bincount(owner[region][solid], minlength=len(labels) + 1)[1:]
+            if solid.any() and (left >= LEAST_VISIBLE * areas).all():
+                _paint(generator, pixels[region], corners - _origin(region), coverage)
                 labels.append(label)
-                whole.append(int(solid.sum()))
+                owner[region][solid] = len(labels)
+                area = np.count_nonzero(solid)
+                areas, visible = np.append(areas, area), np.append(left, area)
                 break
-    pixels += generator.standard_normal(pixels.shape, np.float32) * np.float32(generator.uniform(2, 10))
-    for label, mask_of_object in zip(labels, visible, strict=True):
-        semantic[mask_of_object] = label
-    return (pixels + 0.5).clip(0, 255).astype(np.uint8), _annotate(labels, np.stack(visible), semantic)
+    noise = generator.standard_normal(pixels.shape, np.float32)
+    pixels += noise * np.float32(generator.uniform(2, 10))
+    np.copyto(semantic, np.array([0, *labels], np.uint8)[owner], where=owner > 0)
+    masks = owner == np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None]
+    return (pixels + 0.5).clip(0, 255).astype(np.uint8), _annotate(labels, masks, semantic)
 
 
 def _annotate(labels: list[int], masks: NDArray[np.bool_], semantic: Pixels) -> Annotations:
     count, height, width = masks.shape
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     left, top = columns.argmax(axis=1), rows.argmax(axis=1)
     right, bottom = width - columns[:, ::-1].argmax(axis=1), height - rows[:, ::-1].argmax(axis=1)
     runs: list[Segmentation] = mask_utils.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
@@ -125,14 +129,17 @@ def _annotate(labels: list[int], masks: NDArray[np.bool_], semantic: Pixels) -> 
 def _background(generator: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Pixels]:
     """Return float pixels [H,W,3] of a sky over hilly ground with a lake, and their semantic labels [H,W]."""
     height, width = size
-    y, x = np.ogrid[0:1 : height * 1j, 0:1 : width * 1j]
+    y, x = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     hills = sum(
-        generator.uniform(0.01, 0.06) * np.sin(2 * np.pi * (generator.uniform(0.5, 2.5) * x + generator.random()))
+        generator.uniform(0.01, 0.06)
+        * np.sin(2 * np.pi * (generator.uniform(0.5, 2.5) * x + generator.random()))
         for _ in range(2)
     )
     ground = y > generator.uniform(0.3, 0.6) + hills
     lake_y, lake_x = generator.uniform(0.7, 1.0), generator.uniform(0, 1)
-    lake = ((y - lake_y) / generator.uniform(0.06, 0.2)) ** 2 + ((x - lake_x) / generator.uniform(0.2, 0.6)) ** 2 < 1
+    lake = ((y - lake_y) / generator.uniform(0.06, 0.2)) ** 2 + (
+        (x - lake_x) / generator.uniform(0.2, 0.6)
+    ) ** 2 < 1
     region = np.where(ground, np.where(lake, 2, 1), 0)
     # RGB at the top and at the bottom of the picture; each scene is lit a little differently.
     colours = np.array(
@@ -165,47 +172,55 @@ def _outline(generator: np.random.Generator, label: int) -> NDArray[np.float64]:
     corners = radii[:, None] * np.stack([np.cos(angles + turn), np.sin(angles + turn)], axis=1)
     corners *= [1, generator.uniform(0.85, 1.0)]
     corners -= (corners.min(axis=0) + corners.max(axis=0)) / 2
-    longest: float = np.ptp(corners, axis=0).max()
-    return corners / longest
+    return np.asarray(corners / np.ptp(corners, axis=0).max())
 
 
 def _place(
     generator: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Return the corners in pixels, at a size and place drawn at random; up to a tenth may stick out of the picture."""
+    """Return the corners in pixels at a size and place drawn at random, a tenth of it outside at most."""
     side = min(size) * SIDES[0] * (SIDES[1] / SIDES[0]) ** generator.random()
     margin = 0.4 * side
     centre = generator.uniform([margin, margin], [size[1] - margin, size[0] - margin])
-    return corners * side + centre
+    return np.asarray(corners * side + centre)
 
 
-def _coverage(corners: NDArray[np.float64], size: tuple[int, int]) -> Float:
-    """Return [H,W] the share of each pixel that the polygon covers."""
-    mask = np.zeros(size, np.float32)
+def _region(corners: NDArray[np.float64], size: tuple[int, int]) -> Region:
+    """Return the rows and columns of the picture that a polygon touches."""
     first = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
     last = np.minimum(np.ceil(corners.max(axis=0)).astype(int), [size[1], size[0]])
-    width, height = last - first
-    if width <= 0 or height <= 0:
-        return mask
+    return slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
+
+
+def _origin(region: Region) -> tuple[int, int]:
+    return region[1].start, region[0].start
+
+
+def _coverage(corners: NDArray[np.float64], region: Region) -> Float:
+    """Return the share of each pixel of `region` that the polygon covers."""
+    height, width = (side.stop - side.start for side in region)
     fine = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), np.uint8)
     # OpenCV's coordinates are those of pixel centres, in 1/256 of a pixel here.
-    points = np.rint(((corners - first) * SUPERSAMPLING - 0.5) * 256).astype(np.int32)
+    points = np.rint(((corners - _origin(region)) * SUPERSAMPLING - 0.5) * 256).astype(np.int32)
     cv2.fillPoly(fine, [points], 255, shift=8)
-    mask[first[1] : last[1], first[0] : last[0]] = (
-        cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA) / np.float32(255)
-    )
-    return mask
+    coverage: Float = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / np.float32(255)
+    return coverage
 
 
-def _paint(generator: np.random.Generator, pixels: Float, corners: NDArray[np.float64], mask: Float) -> None:
-    """Draw a shape with a rim, in a colour unlike what is behind it, plain or striped, a little shaded."""
-    size = mask.shape[0], mask.shape[1]
-    behind = (pixels * mask[..., None]).sum(axis=(0, 1)) / mask.sum()
+def _paint(
+    generator: np.random.Generator, pixels: Float, corners: NDArray[np.float64], coverage: Float
+) -> None:
+    """Draw a shape into `pixels`, the part of the picture that it touches.
+
+    It has a rim and a colour unlike what is behind it, is plain or striped, and a little shaded.
+    """
+    behind = np.tensordot(coverage, pixels, 2) / coverage.sum()
     candidates = generator.uniform(20, 240, (6, 3))
     colour = candidates[np.abs(candidates - behind).sum(axis=1).argmax()]
     centre = corners.mean(axis=0)
-    inner = _coverage(centre + (corners - centre) * 0.82, size)[..., None]
-    y, x = np.ogrid[: size[0], : size[1]]
+    whole = slice(0, coverage.shape[0]), slice(0, coverage.shape[1])
+    inner = _coverage(centre + (corners - centre) * 0.82, whole)[..., None]
+    y, x = np.ogrid[whole]
     angle = generator.uniform(0, 2 * np.pi)
     across = ((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)).astype(np.float32)
     shade = 1 + 0.25 * across / np.ptp(corners, axis=0).max()
@@ -214,4 +229,4 @@ def _paint(generator: np.random.Generator, pixels: Float, corners: NDArray[np.fl
     fill = colour.astype(np.float32) * shade[..., None].astype(np.float32)
     rim = (colour * generator.choice([0.45, 0.6])).astype(np.float32)
     painted = rim + (fill - rim) * inner
-    pixels += (painted - pixels) * mask[..., None]
+    pixels += (painted - pixels) * coverage[..., None]

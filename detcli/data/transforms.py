@@ -1,12 +1,14 @@
 """What is done to a picture and its annotations on the way to the network.
 
-A transform is a callable from a dict to a dict. ``image`` is a `tv_tensors.Image` uint8 [3,H,W]; ``boxes``, ``ignored`` and
-``proposals`` are `BoundingBoxes`; ``masks`` and ``semantic`` are `Mask`; ``keypoints`` are `KeyPoints` [G,K,2] with a plain
-``visibility`` [G,K]; ``labels`` is a plain tensor. So those of torchvision.transforms.v2 fit as they are. Chance comes from
-torch's global generator, which is seeded for each picture and epoch.
+A transform is a callable from a dict to a dict. ``image`` is a `tv_tensors.Image` uint8 [3,H,W]; ``boxes``,
+``ignored`` and ``proposals`` are `BoundingBoxes`; ``masks`` and ``semantic`` are `Mask`; ``keypoints`` are
+`KeyPoints` [G,K,2] with a plain ``visibility`` [G,K]; ``labels`` is a plain tensor. So those of
+torchvision.transforms.v2 fit as they are. Chance comes from torch's global generator, which is seeded for
+each picture and epoch.
 
-Pixels are resized by OpenCV, whose bilinear resize does not smooth when it shrinks: that is what published detectors saw, and
-it is several times as fast as torch's on uint8. Everything else goes through torchvision's kernels.
+Pixels are resized by OpenCV, whose bilinear resize does not smooth when it shrinks: that is what published
+detectors saw, and it is several times as fast as torch's on uint8. Everything else goes through torchvision's
+kernels.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
@@ -51,8 +54,7 @@ def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """Return pixels [H,W,3] resized bilinearly, without smoothing, to `size` (height, width)."""
     if pixels.shape[:2] == size:
         return pixels
-    resized_pixels: Pixels = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return resized_pixels
+    return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 class Resize:
@@ -86,7 +88,8 @@ class Resize:
 
 def _resize(value: Any, size: tuple[int, int]) -> Any:
     if isinstance(value, tv_tensors.Mask):
-        # By whole numbers, since nearest-neighbour kernels that multiply by a rounded factor pick other pixels.
+        # By whole numbers, since nearest-neighbour kernels that multiply by a rounded factor pick other
+        # pixels.
         rows = torch.arange(size[0]) * value.shape[-2] // size[0]
         columns = torch.arange(size[1]) * value.shape[-1] // size[1]
         return tv_tensors.wrap(value.as_subclass(torch.Tensor)[..., rows, :][..., columns], like=value)
@@ -110,17 +113,19 @@ class RandomFlip:
             if key != "image"
         }
         # OpenCV mirrors interleaved pixels many times as fast as torch does.
-        flipped["image"] = to_image(cv2.flip(to_pixels(record["image"]), 1))
+        flipped["image"] = to_image(np.asarray(cv2.flip(to_pixels(record["image"]), 1), np.uint8))
         if "keypoints" in flipped:
             points = flipped["keypoints"]
             order = self.keypoint_order or range(points.shape[1])
-            flipped["keypoints"] = tv_tensors.wrap(points.as_subclass(torch.Tensor)[:, list(order)], like=points)
+            flipped["keypoints"] = tv_tensors.wrap(
+                points.as_subclass(torch.Tensor)[:, list(order)], like=points
+            )
             flipped["visibility"] = flipped["visibility"][:, list(order)]
         return flipped
 
 
 def keypoint_order(names: Sequence[str]) -> list[int]:
-    """Return the position that each keypoint takes when left and right swap, from names such as ``left_eye``."""
+    """Return the position whose point each keypoint takes in a mirror, from names such as ``left_eye``."""
     places = {name: place for place, name in enumerate(names)}
 
     def mirrored(name: str) -> str:
@@ -135,8 +140,8 @@ def keypoint_order(names: Sequence[str]) -> list[int]:
 class RandomCrop:
     """Cuts a window of `size` (height, width) at random that holds a part of an object.
 
-    A picture that is smaller keeps its size on that side. Where `CROP_TRIES` windows hold no object, one around an object is
-    taken.
+    A picture that is smaller keeps its size on that side. Where `CROP_TRIES` windows hold no object, one
+    around an object is taken.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -149,7 +154,9 @@ class RandomCrop:
         spare = height - window[0], width - window[1]
         top, left = self._place(record["boxes"], window, spare)
         return {
-            key: functional.crop(value, top, left, *window) if isinstance(value, tv_tensors.TVTensor) else value
+            key: functional.crop(value, top, left, *window)
+            if isinstance(value, tv_tensors.TVTensor)
+            else value
             for key, value in record.items()
         }
 
@@ -167,15 +174,16 @@ class RandomCrop:
 
 
 class PhotometricDistortion:
-    """Changes brightness, contrast, saturation and hue and swaps channels, each with probability 1/2, as SSD does.
+    """Changes brightness, contrast, saturation and hue and swaps channels, each at even odds, as SSD does.
 
-    Brightness moves by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 degrees; contrast comes first
-    or last. In float32, clipped to 0..255 at the end. SSD (arXiv:1512.02325), section 2.2.
+    Brightness moves by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 degrees;
+    contrast comes first or last. In float32, clipped to 0..255 at the end. SSD (arXiv:1512.02325), section
+    2.2.
     """
 
     def __call__(self, record: Record) -> Record:
         """Change the pixels of `record`."""
-        pixels = to_pixels(record["image"]).astype(np.float32)
+        pixels: NDArray[Any] = to_pixels(record["image"]).astype(np.float32)
         if _coin():
             pixels += _uniform(-32, 32)
         contrast = _uniform(0.5, 1.5) if _coin() else 1.0
@@ -186,7 +194,7 @@ class PhotometricDistortion:
         hue = _uniform(-18, 18) if _coin() else 0.0
         if saturation != 1.0 or hue:
             hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-            hsv[..., 1] *= saturation
+            hsv[..., 1] = hsv[..., 1] * saturation
             hsv[..., 0] = (hsv[..., 0] + hue) % 360
             pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         if not contrast_first:
