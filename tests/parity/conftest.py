@@ -131,7 +131,9 @@ class Parity:
         if abs(len(ours) - count) > 0.05 * count:
             wrong.append(f"{len(ours)} detections, not {count}")
         scores, labels = torch.tensor(reference["scores"]), torch.tensor(reference["labels"])
-        alike = pairwise_iou(torch.tensor(reference["boxes"]), ours.boxes) >= 0.99
+        boxes = torch.tensor(reference["boxes"])
+        alike = pairwise_iou(boxes, ours.boxes) >= 0.99
+        alike |= (boxes[:, None] - ours.boxes).abs().amax(-1) <= 1e-2  # boxes without area overlap nothing
         alike &= (scores[:, None] - ours.scores).abs() <= 1e-3
         alike &= labels[:, None] == ours.labels
         pairs = []

@@ -1,0 +1,177 @@
+"""ATSS: Bridging the Gap Between Anchor-based and Anchor-free Detection (Zhang et al. 2020, arXiv 1912.02424).
+
+One square anchor at each location, the assignment of algorithm 1, and FCOS's centerness. As in MMDetection, boxes
+are coded as deltas, their loss is weighted by the centerness, and the background is divided by the positives of all
+processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from detcli.nn.anchors import AnchorGenerator
+from detcli.nn.assigners import AnchorAssigner
+from detcli.nn.blocks import Scale, normal_init, prior_bias
+from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
+from detcli.nn.dense_heads import (
+    Selection,
+    assign_anchors,
+    centerness,
+    conv_tower,
+    flatten_maps,
+    map_sizes,
+    reduce_mean,
+    select_candidates,
+    select_detections,
+)
+from detcli.nn.detector import SingleStageDetector
+from detcli.nn.losses import Loss as LossFunction
+from detcli.plugin import Assigner, Backbone, Loss, Neck
+from detcli.registry import build
+from detcli.structures import Batch, Detections
+
+
+class ATSSHead(nn.Module):
+    """Classes, boxes and centerness of one anchor at each location, from two towers that all levels share.
+
+    Each level has a learned factor `scales.N` on its box deltas (FCOS, section 3.2).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int,
+        num_classes: int,
+        anchors: AnchorGenerator,
+        box_coder: DeltaBoxCoder,
+        assigner: AnchorAssigner,
+        loss_cls: LossFunction,
+        loss_bbox: LossFunction,
+        loss_centerness: LossFunction,
+        selection: Selection,
+        *,
+        stacked_convs: int,
+        norm: Literal["none", "bn", "syncbn", "gn"],
+        prior_probability: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.anchors = anchors
+        self.box_coder = box_coder
+        self.assigner = assigner
+        self.loss_cls = loss_cls
+        self.loss_bbox = loss_bbox
+        self.loss_centerness = loss_centerness
+        self.selection = selection
+        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
+        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
+        channels = feat_channels if stacked_convs else in_channels
+        self.atss_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.atss_reg = nn.Conv2d(channels, 4, 3, padding=1)
+        self.atss_centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.scales = nn.ModuleList(Scale() for _ in anchors.strides)
+        normal_init(self, std=0.01)
+        nn.init.constant_(self.atss_cls.bias, prior_bias(prior_probability))
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits [N,A,C], box deltas [N,A,4] and centerness logits [N,A] of all levels."""
+        logits, deltas, central = [], [], []
+        for level, scale in zip(features, self.scales, strict=True):
+            logits.append(self.atss_cls(self.cls_convs(level)))
+            hidden = self.reg_convs(level)
+            deltas.append(scale(self.atss_reg(hidden)))
+            central.append(self.atss_centerness(hidden))
+        return (
+            flatten_maps(logits, self.num_classes),
+            flatten_maps(deltas, 4),
+            flatten_maps(central, 1)[..., 0],
+        )
+
+    def losses(self, features: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return loss_cls, loss_bbox and loss_centerness."""
+        logits, deltas, central = self(features)
+        anchors, targets = assign_anchors(
+            self.assigner, self.anchors, map_sizes(features), batch, self.num_classes
+        )
+        num_positive = reduce_mean(targets.num_positive())
+        # Other anchors keep their own box: a loss of no overlap's gradient, which their weight of 0 removes.
+        positive = targets.positive[..., None]
+        boxes = self.box_coder.decode(anchors, torch.where(positive, deltas.float(), 0.0))
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        central_goals = centerness(DistanceBoxCoder().encode(centers, targets.boxes)) * targets.positive
+        return {
+            "loss_cls": self.loss_cls(
+                logits.flatten(0, 1),
+                targets.labels.flatten(),
+                targets.trained.flatten().float(),
+                num_positive,
+            ),
+            "loss_bbox": self.loss_bbox(
+                boxes.flatten(0, 1),
+                targets.boxes.flatten(0, 1),
+                central_goals.flatten(),
+                reduce_mean(central_goals.sum()).clamp(min=1),
+            ),
+            "loss_centerness": self.loss_centerness(
+                central.flatten(), central_goals.flatten(), targets.positive.flatten().float(), num_positive
+            ),
+        }
+
+    @torch.no_grad()
+    def detect(self, features: Sequence[Tensor], batch: Batch) -> list[Detections]:
+        """Return the detections of each image; class scores are multiplied by centerness before NMS."""
+        logits, deltas, central = self(features)
+        levels = self.anchors(map_sizes(features), logits.device)
+        scores, index, labels = select_candidates(logits, [len(level) for level in levels], self.selection)
+        scores = scores * central.gather(1, index).float().sigmoid()
+        chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
+        boxes = self.box_coder.decode(torch.cat(levels)[index], chosen)
+        return select_detections(boxes, scores, labels, batch.sizes, self.selection)
+
+
+def atss(
+    *,
+    num_classes: int,
+    backbone: Backbone = "r50",
+    neck: Neck = {"name": "fpn", "start_level": 1, "extra": "on_output"},
+    stacked_convs: int = 4,
+    feat_channels: int | None = None,
+    norm: Literal["none", "bn", "syncbn", "gn"] = "gn",
+    anchor_scale: float = 8.0,
+    assigner: Assigner = "atss",
+    loss_cls: Loss = "focal",
+    loss_bbox: Loss = {"name": "giou", "weight": 2.0},
+    loss_centerness: Loss = {"name": "cross_entropy", "sigmoid": True},
+    prior_probability: float = 0.01,
+    score_threshold: float = 0.05,
+    nms_pre: int = 1000,
+    nms_threshold: float = 0.6,
+    max_per_image: int = 100,
+) -> SingleStageDetector:
+    """Return ATSS; its head is as wide as the neck unless `feat_channels` says otherwise.
+
+    `anchor_scale` is the side of an anchor in strides; `norm` the normalisation in the head; for the rest see
+    `Selection`.
+    """
+    body = build("backbones", backbone)
+    pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
+    head = ATSSHead(
+        pyramid.out_channels,
+        feat_channels or pyramid.out_channels,
+        num_classes,
+        AnchorGenerator(pyramid.strides, ratios=(1.0,), scales=(anchor_scale,)),
+        DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2)),
+        build("assigners", assigner),
+        build("losses", loss_cls),
+        build("losses", loss_bbox),
+        build("losses", loss_centerness),
+        Selection(score_threshold, nms_pre, nms_threshold, max_per_image),
+        stacked_convs=stacked_convs,
+        norm=norm,
+        prior_probability=prior_probability,
+    )
+    return SingleStageDetector(body, pyramid, head)

@@ -1,0 +1,181 @@
+"""RetinaNet: Focal Loss for Dense Object Detection (Lin et al. 2017, arXiv 1708.02002).
+
+Settings are MMDetection's, which differ from the paper in: L1 in place of smooth L1 on the box deltas; the anchors
+nearest to an object that reach no IoU of 0.5 are positive too; the pyramid stays without P2 as in the paper, but P6
+is made from C5 and P7 from P6 without a ReLU between. Detectron2's differ again; the arguments `anchor_order`,
+`low_quality_gt` of the assigner, `train_padding`, `normalizer_momentum`, `clamp_deltas_below` and `clip` are what it
+takes to have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from detcli.nn.anchors import AnchorGenerator
+from detcli.nn.assigners import AnchorAssigner
+from detcli.nn.blocks import normal_init, prior_bias
+from detcli.nn.box_coders import DeltaBoxCoder
+from detcli.nn.dense_heads import (
+    DenseTargets,
+    Selection,
+    assign_anchors,
+    conv_tower,
+    flatten_maps,
+    map_sizes,
+    select_candidates,
+    select_detections,
+)
+from detcli.nn.detector import SingleStageDetector
+from detcli.nn.losses import Loss as LossFunction
+from detcli.plugin import Assigner, Backbone, Loss, Neck
+from detcli.registry import build
+from detcli.structures import Batch, Detections
+
+INITIAL_NORMALIZER = 100.0
+
+
+class RetinaHead(nn.Module):
+    """Two towers of convolutions that all levels share, one for classes and one for boxes (section 4, figure 3).
+
+    With a `normalizer_momentum`, losses are divided by a moving average of the number of positive anchors in place
+    of this batch's number; it starts at 100 and is not part of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int,
+        num_classes: int,
+        anchors: AnchorGenerator,
+        box_coder: DeltaBoxCoder,
+        assigner: AnchorAssigner,
+        loss_cls: LossFunction,
+        loss_bbox: LossFunction,
+        selection: Selection,
+        *,
+        stacked_convs: int,
+        prior_probability: float,
+        train_padding: bool,
+        normalizer_momentum: float | None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.anchors = anchors
+        self.box_coder = box_coder
+        self.assigner = assigner
+        self.loss_cls = loss_cls
+        self.loss_bbox = loss_bbox
+        self.selection = selection
+        self.train_padding = train_padding
+        self.normalizer_momentum = normalizer_momentum
+        self.normalizer = torch.tensor(INITIAL_NORMALIZER)
+        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, "none")
+        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, "none")
+        channels = feat_channels if stacked_convs else in_channels
+        self.retina_cls = nn.Conv2d(channels, anchors.num_base_anchors * num_classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(channels, anchors.num_base_anchors * 4, 3, padding=1)
+        normal_init(self, std=0.01)
+        nn.init.constant_(self.retina_cls.bias, prior_bias(prior_probability))
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the class logits [N,A,C] and box deltas [N,A,4] of the anchors of all levels."""
+        logits = [self.retina_cls(self.cls_convs(level)) for level in features]
+        deltas = [self.retina_reg(self.reg_convs(level)) for level in features]
+        return flatten_maps(logits, self.num_classes), flatten_maps(deltas, 4)
+
+    def losses(self, features: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return loss_cls (equation 5) and loss_bbox, both divided by the number of positive anchors."""
+        logits, deltas = self(features)
+        anchors, targets = assign_anchors(
+            self.assigner,
+            self.anchors,
+            map_sizes(features),
+            batch,
+            self.num_classes,
+            train_padding=self.train_padding,
+        )
+        divisor = self._divisor(targets)
+        goals = self.box_coder.encode(anchors, targets.boxes)
+        positive = targets.positive.flatten().float()
+        return {
+            "loss_cls": self.loss_cls(
+                logits.flatten(0, 1), targets.labels.flatten(), targets.trained.flatten().float(), divisor
+            ),
+            "loss_bbox": self.loss_bbox(deltas.flatten(0, 1), goals.flatten(0, 1), positive, divisor),
+        }
+
+    @torch.no_grad()
+    def detect(self, features: Sequence[Tensor], batch: Batch) -> list[Detections]:
+        """Return the detections of each image (section 4.1, inference)."""
+        logits, deltas = self(features)
+        levels = self.anchors(map_sizes(features), logits.device)
+        scores, index, labels = select_candidates(logits, [len(level) for level in levels], self.selection)
+        chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
+        boxes = self.box_coder.decode(torch.cat(levels)[index], chosen)
+        return select_detections(boxes, scores, labels, batch.sizes, self.selection)
+
+    def _divisor(self, targets: DenseTargets) -> Tensor:
+        if self.normalizer_momentum is None:
+            return targets.num_positive()
+        momentum, num_positive = self.normalizer_momentum, targets.positive.sum().clamp(min=1)
+        self.normalizer = momentum * self.normalizer.to(num_positive.device) + (1 - momentum) * num_positive
+        return self.normalizer
+
+
+def retinanet(
+    *,
+    num_classes: int,
+    backbone: Backbone = "r50",
+    neck: Neck = {"name": "fpn", "start_level": 1, "extra": "on_input"},  # noqa: B006
+    stacked_convs: int = 4,
+    feat_channels: int | None = None,
+    octave_base_scale: float = 4.0,
+    scales_per_octave: int = 3,
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    anchor_order: Literal["ratio", "scale"] = "ratio",
+    assigner: Assigner = "max_iou",
+    loss_cls: Loss = "focal",
+    loss_bbox: Loss = "l1",
+    train_padding: bool = False,
+    normalizer_momentum: float | None = None,
+    clamp_deltas_below: bool = True,
+    prior_probability: float = 0.01,
+    score_threshold: float = 0.05,
+    nms_pre: int = 1000,
+    nms_threshold: float = 0.5,
+    max_per_image: int = 100,
+    clip: Literal["before_nms", "after_nms"] = "before_nms",
+) -> SingleStageDetector:
+    """Return RetinaNet; its head is as wide as the neck unless `feat_channels` says otherwise.
+
+    `train_padding` trains anchors on the padding of smaller images of a batch as background. For the rest see
+    `AnchorGenerator`, `DeltaBoxCoder`, `RetinaHead` and `Selection`.
+    """
+    body = build("backbones", backbone)
+    pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
+    head = RetinaHead(
+        pyramid.out_channels,
+        feat_channels or pyramid.out_channels,
+        num_classes,
+        AnchorGenerator(
+            pyramid.strides,
+            ratios=ratios,
+            octave_base_scale=octave_base_scale,
+            scales_per_octave=scales_per_octave,
+            order=anchor_order,
+        ),
+        DeltaBoxCoder(clamp_below=clamp_deltas_below),
+        build("assigners", assigner),
+        build("losses", loss_cls),
+        build("losses", loss_bbox),
+        Selection(score_threshold, nms_pre, nms_threshold, max_per_image, clip),
+        stacked_convs=stacked_convs,
+        prior_probability=prior_probability,
+        train_padding=train_padding,
+        normalizer_momentum=normalizer_momentum,
+    )
+    return SingleStageDetector(body, pyramid, head)
