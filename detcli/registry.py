@@ -28,9 +28,10 @@ CORE = EntryPoint("core", "detcli.builtin:plugin", GROUP)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A plugin and the package that its relative references start from."""
+    """A plugin, the module of its manifest, and the package that its relative references start from."""
 
     plugin: Plugin
+    module: str
     package: str
 
 
@@ -57,8 +58,8 @@ def plugins() -> dict[str, Found]:
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"plugin {entry.name!r} ({entry.value}) is left out: {reason}", stacklevel=2)
             continue
-        module = sys.modules[entry.module]
-        found[entry.name] = Found(plugin, module.__package__ or module.__name__)
+        package = sys.modules[entry.module].__package__ or entry.module
+        found[entry.name] = Found(plugin, entry.module, package)
         origins[entry.name] = entry.value
     return found
 

@@ -1,4 +1,4 @@
-"""Writes a new plugin: a distribution with an entry point, a manifest, a model that works, a card and a test."""
+"""Writes a new plugin: a distribution with a manifest, a model that works, a card and a test."""
 
 from __future__ import annotations
 

@@ -29,6 +29,4 @@ def plugin(
     folder = out or Path(name)
     for path in write_plugin(name, folder):
         typer.echo(path)
-    typer.echo(
-        f"Next: `pip install -e {folder}`, then `detcli train {name} --backbone r18 --data shapes --sched demo`."
-    )
+    typer.echo(f"Next: `pip install -e {folder}`, then `detcli train {name} --data shapes --sched demo`.")

@@ -25,7 +25,7 @@ plugin = Plugin(
     },
     recipes=[
         Recipe("toy", sched="short", args={"depth": 2}, sched_args={"warmup_iters": 7}),
-        Recipe("toy_wide", model="toy", backbone={"name": "tiny", "width": 8}, sched="short", data={"flip": 0.0}),
+        Recipe("toy_wide", model="toy", backbone={"name": "tiny", "width": 8}, sched="short"),
         Recipe("toy_two", sched="short"),
     ],
     overlays=[

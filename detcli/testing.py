@@ -1,0 +1,233 @@
+"""The contract of plugins, as a test that a plugin of any distribution calls: `check_plugin`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from detcli.config import resolve
+from detcli.errors import DetcliError, unknown
+from detcli.nn.detector import Detector
+from detcli.plugin import PART_SLOTS, Plugin, Recipe
+from detcli.registry import Found, build, find, names, plugins
+from detcli.registry import resolve as resolve_reference
+from detcli.signature import REQUIRED, read
+from detcli.structures import Batch, Detections, Target
+
+HEAVY = ("torch", "torchvision", "numpy", "cv2", "scipy", "matplotlib")
+"""What a manifest must not import."""
+
+NUM_CLASSES = 3
+HEIGHT, WIDTH = 128, 160
+
+
+class ContractError(AssertionError):
+    """A plugin that does not keep the contract; the message says where."""
+
+
+def check_plugin(plugin: Plugin | str) -> None:
+    """Hold an installed plugin to the contract: manifest, builders, recipes, models and card.
+
+    Its models are trained for a step and asked for detections, small and with random weights. Raises
+    `ContractError` at the first thing that is wrong, and `UsageError` when there is no such plugin.
+    """
+    name = plugin if isinstance(plugin, str) else plugin.name
+    if name not in plugins():
+        raise unknown("plugin", name, plugins(), "detcli list plugins")
+    found = plugins()[name]
+    try:
+        _check_manifest(name, found)
+        for slot in PART_SLOTS:
+            for part in _own(slot, name):
+                _check_part(slot, part)
+        for recipe in found.plugin.recipes:
+            _check_recipe(recipe)
+        for model in _own("models", name):
+            _check_model(model, found.plugin)
+        _check_card(found)
+    except DetcliError as error:
+        raise ContractError(f"plugin {name!r}: {error}") from error
+
+
+def random_batch(seed: int = 0) -> Batch:
+    """Return two images of 128x160: one with three objects, masks and proposals, one smaller and without
+    objects.
+    """
+    random = torch.Generator().manual_seed(seed)
+    boxes = torch.tensor([[8.0, 10.0, 60.0, 70.0], [70.0, 20.0, 150.0, 120.0], [20.0, 80.0, 50.0, 110.0]])
+    masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    corners = torch.rand(40, 2, generator=random) * torch.tensor([100.0, 70.0])
+    proposals = torch.cat([corners, corners + 5 + torch.rand(40, 2, generator=random) * 50], dim=1)
+    full = Target(boxes, torch.arange(NUM_CLASSES), masks, proposals=torch.cat([boxes + 2, proposals]))
+    empty = Target(boxes[:0], full.labels[:0], masks[:0], proposals=proposals)
+    sizes = torch.tensor([[HEIGHT, WIDTH], [HEIGHT - 30, WIDTH]])
+    return Batch(torch.randn(2, 3, HEIGHT, WIDTH, generator=random), sizes, [full, empty])
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
+
+
+def _own(slot: str, plugin: str) -> list[str]:
+    return [name for name, owner in names(slot).items() if owner == plugin]
+
+
+def _check_manifest(name: str, found: Found) -> None:
+    _require(
+        found.plugin.name == name,
+        f"plugin {found.plugin.name!r} has the entry point {name!r}; call both alike.",
+    )
+    code = f"import sys, {found.module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    _require(done.returncode == 0, f"the manifest {found.module} can't be imported by itself: {done.stderr}")
+    _require(
+        not done.stdout.strip(),
+        f"the manifest {found.module} imports {done.stdout.strip()}; name it by reference.",
+    )
+
+
+def _check_part(slot: str, name: str) -> None:
+    part = find(slot, name)
+    builder = resolve_reference(part.ref)
+    _require(callable(builder), f"{slot} {name!r}: {part.ref} can't be called.")
+    if slot == "converters":
+        return
+    static = {parameter.name: parameter for parameter in read(part.ref)}
+    signature = inspect.signature(builder).parameters
+    types = get_type_hints(builder, include_extras=True)
+    _require(list(static) == list(signature), f"{part.ref} is not what its source says; is it decorated?")
+    for key, parameter in signature.items():
+        default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
+        _require(
+            static[key].default == default, f"{part.ref}: the default of {key!r} is changed after its source."
+        )
+        _require(
+            static[key].annotation == types[key],
+            f"{part.ref}: the type of {key!r} is not that of its source.",
+        )
+    for key in part.args:
+        _require(key in static, f"{slot} {name!r} presets {key!r}, which {part.ref} does not have.")
+    if slot == "backbones":
+        _check_backbone(name)
+
+
+def _check_backbone(name: str) -> None:
+    """Compare the features of a backbone with what it says of them, without computing any."""
+    with torch.device("meta"):
+        backbone = build("backbones", name)
+        features = backbone(torch.zeros(1, 3, HEIGHT, WIDTH))
+    shapes = tuple((x.shape[1], HEIGHT // x.shape[2]) for x in features)
+    said = tuple(zip(backbone.out_channels, backbone.strides, strict=True))
+    _require(shapes == said, f"backbone {name!r} says (channels, stride) {said}, and returns {shapes}.")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    config = resolve(recipe.name).config
+    with torch.device("meta"):
+        model = build("models", config.model, num_classes=NUM_CLASSES)
+    _require(
+        isinstance(model, Detector), f"recipe {recipe.name!r}: its model is no detcli.nn.detector.Detector."
+    )
+
+
+def _check_model(name: str, plugin: Plugin) -> None:
+    recipe = next((recipe for recipe in plugin.recipes if (recipe.model or recipe.name) == name), None)
+    if recipe is None:
+        raise ContractError(f"model {name!r} has no recipe, so nobody can train it.")
+    config = _small_config(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build("models", config, num_classes=NUM_CLASSES)
+        twin = build("models", config, num_classes=NUM_CLASSES)
+        batch = random_batch()
+        _check_training(name, model, batch)
+        model.eval()
+        with torch.inference_mode():
+            found = model(batch)
+            _check_detections(name, model, found, batch)
+            twin.load_state_dict(model.state_dict())
+            again = twin.eval()(batch)
+    same = all(
+        one.boxes.shape == other.boxes.shape and torch.equal(one.scores, other.scores)
+        for one, other in zip(found, again, strict=True)
+    )
+    _require(same, f"model {name!r} detects otherwise after its state dict was loaded into another one.")
+
+
+def _small_config(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's model with ResNet-18, a slim neck and no score threshold, where it has these."""
+    model = resolve(recipe.name).config.model
+    own = {parameter.name for parameter in read(find("models", model["name"]).ref)}
+    settings = ["model.score_threshold=0.0"] if "score_threshold" in own else []
+    if isinstance(model.get("neck"), dict) and "out_channels" in model["neck"]:
+        settings.append("model.neck.out_channels=64")
+    backbone = model.get("backbone")
+    core = isinstance(backbone, dict) and names("backbones")[backbone["name"]] == "core"
+    small = resolve(
+        recipe.name, backbone="r18" if core else None, flags={"weights": "none"}, settings=settings
+    )
+    return small.config.model
+
+
+def _check_training(name: str, model: nn.Module, batch: Batch) -> None:
+    losses: dict[str, Tensor] = model.train()(batch)
+    _require(
+        isinstance(losses, dict), f"model {name!r} in training returns {type(losses).__name__}, not losses."
+    )
+    for key, loss in losses.items():
+        _require(loss.ndim == 0 and loss.isfinite(), f"model {name!r}: {key} is {loss}, not a finite number.")
+    terms = [loss for key, loss in losses.items() if "loss" in key]
+    _require(terms, f'model {name!r} returns {", ".join(losses) or "nothing"}: no name has "loss" in it.')
+    torch.autograd.backward(torch.stack(terms).sum())
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    idle = [key for key, parameter in trained.items() if parameter.grad is None]
+    _require(not idle, f"model {name!r}: no loss depends on {', '.join(idle[:3])} ({len(idle)} parameters).")
+    bad = [key for key, parameter in trained.items() if not parameter.grad.isfinite().all()]  # type: ignore[union-attr]
+    _require(not bad, f"model {name!r}: the gradient of {', '.join(bad[:3])} is not finite.")
+
+
+def _check_detections(name: str, model: Detector, found: list[Detections], batch: Batch) -> None:
+    right = isinstance(found, list) and all(isinstance(one, Detections) for one in found)
+    _require(
+        right and len(found) == len(batch),
+        f"model {name!r} in eval mode must return one Detections an image.",
+    )
+    for one, size in zip(found, batch.sizes, strict=True):
+        scores, labels = one.scores, one.labels
+        sound = one.boxes.shape == (len(scores), 4) and one.boxes.isfinite().all()
+        _require(
+            sound, f"model {name!r}: boxes must be finite and [{len(scores)},4], not {list(one.boxes.shape)}."
+        )
+        _require(
+            (one.boxes[:, 2:] >= one.boxes[:, :2]).all(), f"model {name!r}: boxes must be x1, y1, x2, y2."
+        )
+        inside = (one.boxes >= 0).all() and (one.boxes <= size.flip(0).repeat(2)).all()
+        _require(inside, f"model {name!r}: boxes must not reach beyond their image.")
+        _require((scores.diff() <= 0).all(), f"model {name!r}: detections must be sorted, best first.")
+        _require(((scores >= 0) & (scores <= 1)).all(), f"model {name!r}: scores must be in 0..1.")
+        valid = labels.dtype == torch.int64 and ((labels >= 0) & (labels < NUM_CLASSES)).all()
+        _require(valid, f"model {name!r}: labels must be int64 in 0..{NUM_CLASSES - 1}.")
+        masks = one.masks if one.mask_crops is None else one.mask_crops
+        masked = "mask" not in model.tasks or (masks is not None and len(masks) == len(scores))
+        _require(masked, f"model {name!r} has the task 'mask', but not a mask for each detection.")
+
+
+def _check_card(found: Found) -> None:
+    plugin = found.plugin
+    if not plugin.models and not plugin.arxiv:
+        return
+    card = files(found.package).joinpath("README.md")
+    _require(card.is_file(), f"plugin {plugin.name!r} has no card: {card} is not there.")
+    cited = plugin.arxiv in card.read_text(encoding="utf-8")
+    _require(cited, f"plugin {plugin.name!r}: its card does not name arXiv {plugin.arxiv}.")
