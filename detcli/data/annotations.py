@@ -183,14 +183,15 @@ class AnnotationStore:
             self.categories[rows],
             self.crowd[rows],
             self.areas[rows],
-            [self._segmentation(int(row), height, width) for row in rows],
+            [self.segmentation(int(row)) for row in rows],
             keypoints,
         )
 
-    def _segmentation(self, row: int, height: int, width: int) -> Segmentation:
+    def segmentation(self, row: int) -> Segmentation:
+        """Return the segmentation of the object in that row."""
         if self.run_first[row] < self.run_first[row + 1]:
             counts = self.runs[self.run_first[row] : self.run_first[row + 1]].tobytes()
-            return {"size": [height, width], "counts": counts}
+            return {"size": self.sizes[self.images[row]].tolist(), "counts": counts}
         first, last = self.polygon_first[row], self.polygon_first[row + 1]
         ends = self.points_first[first : last + 1]
         return [self.polygons[start:end] for start, end in pairwise(ends)]

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +19,10 @@ from torchvision.transforms.v2 import functional
 from detcli import registry
 from detcli.config import DataConfig, InputConfig
 from detcli.data.annotations import Annotations, Category, Source, bitmaps
-from detcli.data.coco import CocoSource, locate, missing_files, read_coco
+from detcli.data.coco import CocoSource
 from detcli.data.images import Pixels
-from detcli.data.proposals import Proposals, read_proposals
+from detcli.data.proposals import Proposals
+from detcli.data.sources import match_classes, open_source, present, proposals_for, require_masks
 from detcli.data.transforms import (
     PhotometricDistortion,
     RandomCrop,
@@ -35,7 +35,7 @@ from detcli.data.transforms import (
     resized,
     to_image,
 )
-from detcli.errors import DetcliError, UsageError, unknown
+from detcli.errors import DetcliError
 from detcli.structures import ClassMap, ImageInfo, Target
 
 
@@ -247,22 +247,22 @@ def open_dataset(
     be.
     """
     training = split == "train" and augment
-    source = _open_source(config, split, segmentations=masks or split == "val")
+    source = open_source(config, split, segmentations=masks or split == "val")
     if not source.filled.any():
         raise DetcliError(
             f"{source.name} has no annotations to {'train' if training else 'evaluate'} on: "
             f"no box of an object in any of its {len(source.image_ids)} pictures."
         )
     if masks:
-        _require_masks(source)
-    data_classes, labels = _match_classes(source, classes)
+        require_masks(source)
+    data_classes, labels = match_classes(source, classes)
     indices = np.arange(len(source.image_ids))
     if training and not config.keep_empty:
         indices = indices[source.filled]
     if isinstance(source, CocoSource):
-        indices = _present(source, indices, config.skip_bad_images)
+        indices = present(source, indices, config.skip_bad_images)
     proposals_file = config.proposals if split == "train" else config.val_proposals
-    proposals = _read_proposals(proposals_file, source, indices) if proposals_file else None
+    proposals = proposals_for(proposals_file, source, indices) if proposals_file else None
     transforms: list[TransformFn] = [Resize([config.test_resize])]
     if training:
         transforms = _training_transforms(config, input, source.categories)
@@ -277,132 +277,6 @@ def open_dataset(
         replace_bad=training and config.skip_bad_images,
         blank_bad=not training and config.skip_bad_images,
     )
-
-
-def open_source(
-    name: str, split: Literal["train", "val"], *, images: str = "", args: dict[str, Any] | None = None
-) -> Source:
-    """Return the annotated pictures of `split` of a dataset's name, a folder, or a COCO-style JSON file.
-
-    `args` are arguments of a named dataset. A name is a dataset before it is a folder. Raises `UsageError`
-    when it is nothing of the kind.
-    """
-    return _open_source(DataConfig(source=name, images=images, args=args or {}), split)
-
-
-def _open_source(config: DataConfig, split: Literal["train", "val"], segmentations: bool = True) -> Source:
-    name = (config.train if split == "train" else config.val) or config.source
-    if not name:
-        raise UsageError(f"no data to {split} on. Give `--data shapes`, a folder, or a COCO JSON file.")
-    known = registry.names("datasets")
-    if name in known:
-        source: Source = registry.build("datasets", {"name": name, **config.args}, split=split)
-        return source
-    path = Path(name).expanduser()
-    if not path.exists():
-        if path.suffix or len(path.parts) > 1:
-            raise UsageError(
-                f"there is no file or folder {name}. `detcli list datasets` shows datasets by name."
-            )
-        raise unknown("dataset (or file or folder)", name, known, "detcli list datasets")
-    if config.args:
-        raise UsageError(
-            f"data.args ({', '.join(config.args)}) are for datasets by name, and {name} is a file or folder."
-        )
-    located = locate(path, split, config.images)
-    if (
-        split == "train"
-        and not config.val
-        and not located.own
-        and locate(path, "val", config.images).path == located.path
-    ):
-        warnings.warn(
-            f"{located.path} serves for training and for evaluation: AP will be that of pictures trained on. "
-            "Give others with --val.",
-            stacklevel=3,
-        )
-    return read_coco(located, segmentations=segmentations)
-
-
-def _match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, NDArray[np.int64]]:
-    """Return classes in label order with the data's ids, and the label (or -1) of each of its categories."""
-    names = [category.name for category in source.categories]
-    ids = [category.id for category in source.categories]
-    if classes is None:
-        return ClassMap(tuple(names), tuple(ids)), np.arange(len(ids))
-    wanted: list[Any] = list(classes.names)
-    offered: list[Any] = names
-    if not set(names) & set(classes.names):
-        wanted, offered = list(classes.ids), ids
-    if not set(offered) & set(wanted):
-        raise DetcliError(
-            f"no class of the data is one of the model's: {source.name} has {_listed(names)} "
-            f"(ids {_listed(ids)}), the model knows {_listed(classes.names)} (ids {_listed(classes.ids)})."
-        )
-    if offered is ids:
-        warnings.warn(
-            f"classes of {source.name} are matched by id, since none has a name that the model knows",
-            stacklevel=3,
-        )
-    label_of = {key: label for label, key in reversed(list(enumerate(wanted)))}
-    labels = np.array([label_of.get(key, -1) for key in offered], np.int64)
-    left_out = [name for name, label in zip(names, labels, strict=True) if label < 0]
-    if left_out:
-        warnings.warn(
-            f"the model does not know these classes of {source.name}: {_listed(left_out)}", stacklevel=3
-        )
-    own = dict(zip(labels.tolist(), ids, strict=True))
-    # A class that the data lack keeps an id that is none of theirs, so that it is never taken for one of
-    # them.
-    free = max([*ids, *classes.ids]) + 1
-    matched = [
-        own.get(label, given if given not in ids else free + label) for label, given in enumerate(classes.ids)
-    ]
-    return ClassMap(classes.names, tuple(matched)), labels
-
-
-def _listed(values: Sequence[Any]) -> str:
-    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
-    return ", ".join(str(value) for value in values[:10]) + more
-
-
-def _require_masks(source: Source) -> None:
-    if not source.has_masks:
-        raise DetcliError(
-            f"{source.name} has no masks to train on. Train a box detector, such as faster_rcnn."
-        )
-    if isinstance(source, CocoSource):
-        rows = np.flatnonzero(source.store.trainable() & ~source.store.segmented())
-        if len(rows):
-            raise DetcliError(
-                f"{source.name}: {len(rows)} objects have a box but no mask, such as annotation "
-                f"{source.store.ids[rows[0]]}. Add masks, or train a box detector, such as faster_rcnn."
-            )
-
-
-def _present(source: CocoSource, indices: NDArray[np.int64], skip: bool) -> NDArray[np.int64]:
-    """Return those of `indices` whose files are there; a missing file is an error unless `skip`."""
-    missing = np.array(sorted(set(missing_files(source)) & set(indices.tolist())), np.int64)
-    if not len(missing):
-        return indices
-    some = ", ".join(str(source.path(int(index))) for index in missing[:3])
-    problem = f"{len(missing)} of {len(indices)} pictures of {source.name} are missing: {some}"
-    if not skip:
-        raise DetcliError(f"{problem}. Restore them, or leave them out with --skip-bad-images.")
-    warnings.warn(f"left out: {problem}", stacklevel=3)
-    return np.setdiff1d(indices, missing)
-
-
-def _read_proposals(path: str, source: Source, indices: NDArray[np.int64]) -> Proposals:
-    proposals = read_proposals(path)
-    known = set(proposals)
-    for index, image_id in zip(indices.tolist(), source.image_ids[indices].tolist(), strict=True):
-        if image_id not in known:
-            raise DetcliError(
-                f"{path} has no proposals for {source.file_name(index)} (image {image_id}) of {source.name}: "
-                "it was written for other data."
-            )
-    return proposals
 
 
 def _training_transforms(
