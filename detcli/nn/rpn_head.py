@@ -24,7 +24,7 @@ from detcli.structures import Batch, Detections
 
 @dataclass(frozen=True, slots=True)
 class ProposalLimits:
-    """The best `nms_pre` boxes of each level enter NMS; the best `max_per_image` of the rest are proposals."""
+    """The best `nms_pre` boxes of each level enter NMS; its best `max_per_image` are the proposals."""
 
     nms_pre: int
     max_per_image: int

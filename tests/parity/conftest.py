@@ -168,7 +168,10 @@ class Parity:
             for name, value in case["losses"].items()
             if "loss" in name
         }
-        norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+        # In float32, the norm of 100 million elements is off by 1 %.
+        norms = {
+            name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None
+        }
         wrong = self.compare("loss", losses, expected, LOSS_TOLERANCE)
         total = sum(norms.values())
         wrong += self.compare("gradients", {"sum": total}, {"sum": case["grad_norm_sum"]}, GRADIENT_TOLERANCE)
@@ -184,7 +187,7 @@ class Parity:
         model.zero_grad()
         losses = {name: value for name, value in model(batch).items() if "loss" in name}
         sum(losses.values()).backward()
-        return {name: float(value) for name, value in losses.items()}
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     def compare(self, what, ours, expected, tolerance):
         """Return the names whose values differ by more than `tolerance` of the expected one."""
