@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import IGNORED, AnchorAssigner
-from detcli.nn.blocks import ConvNorm, Norm
+from detcli.nn.blocks import ConvNorm, Norm, normal_init, prior_bias
 from detcli.nn.boxes import clip_boxes
 from detcli.nn.postprocess import batched_nms, select_top
 from detcli.structures import Batch, Detections
@@ -24,9 +24,9 @@ from detcli.structures import Batch, Detections
 class Selection:
     """How detections are chosen from what a head predicts.
 
-    The best `nms_pre` pairs of location and class with a score above `score_threshold` of each level enter NMS at
-    an IoU of `nms_threshold`; the best `max_per_image` leave it. Boxes are cut at the borders of the image before
-    NMS (MMDetection), or after it, when those without area are dropped (Detectron2).
+    The best `nms_pre` pairs of location and class with a score above `score_threshold` of each level enter
+    NMS at an IoU of `nms_threshold`; the best `max_per_image` leave it. Boxes are cut at the borders of the
+    image before NMS (MMDetection), or after it, when those without area are dropped (Detectron2).
     """
 
     score_threshold: float = 0.05
@@ -40,8 +40,8 @@ class Selection:
 class DenseTargets:
     """What the anchors of a batch are to predict, all [N,A].
 
-    labels int64, the number of classes for background; boxes [N,A,4], of `positive` anchors their object's, of
-    others their own; `trained` anchors count in the classification loss.
+    labels int64, the number of classes for background; boxes [N,A,4], of `positive` anchors their object's,
+    of others their own; `trained` anchors count in the classification loss.
     """
 
     labels: Tensor
@@ -61,15 +61,22 @@ def conv_tower(
     norm: Norm | Literal["none"],
     bias: bool | Literal["auto"] = "auto",
 ) -> nn.Sequential:
-    """Return `depth` 3x3 convolutions with norm and ReLU, the first on `in_channels`; for `bias` see `ConvNorm`."""
+    """Return `depth` 3x3 convolutions with norm and ReLU; for `bias` see `ConvNorm`."""
     widths = [in_channels] + [channels] * depth
     return nn.Sequential(
         *(ConvNorm(before, after, 3, norm=norm, bias=bias) for before, after in pairwise(widths))
     )
 
 
+def init_dense_head(head: nn.Module, classifier: nn.Conv2d, prior_probability: float) -> None:
+    """Draw weights from N(0, 0.01²) and start `classifier` at a probability (RetinaNet, section 4.1)."""
+    normal_init(head, std=0.01)
+    assert classifier.bias is not None
+    nn.init.constant_(classifier.bias, prior_bias(prior_probability))
+
+
 def flatten_maps(maps: Sequence[Tensor], channels: int) -> Tensor:
-    """Return [N, all anchors, channels] of maps [N, A*channels, H, W], one a level, in the order of the anchors."""
+    """Return [N, all anchors, channels] of maps [N, A*channels, H, W], one a level, in anchor order."""
     return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in maps], dim=1)
 
 
@@ -158,9 +165,9 @@ def select_detections(
 
 
 def centerness(distances: Tensor) -> Tensor:
-    """Return how central a point is, 0..1, from its distances [...,4] to the left, top, right and bottom of a box.
+    """Return how central points are, 0..1 (Tian et al. 2019, FCOS, equation 3).
 
-    Tian et al. 2019, FCOS, equation 3.
+    distances [...,4] are those to the left, top, right and bottom of a box that the point is in.
     """
     left_top, right_bottom = distances[..., :2], distances[..., 2:]
     ratios = torch.minimum(left_top, right_bottom) / torch.maximum(left_top, right_bottom)
@@ -168,7 +175,7 @@ def centerness(distances: Tensor) -> Tensor:
 
 
 def reduce_mean(value: Tensor) -> Tensor:
-    """Return the mean of a number over all processes of a distributed run, or the number itself without one."""
+    """Return the mean of a number over the processes of a distributed run; without one, the number."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value
     value = value.float() / dist.get_world_size()

@@ -1,8 +1,8 @@
-"""ATSS: Bridging the Gap Between Anchor-based and Anchor-free Detection (Zhang et al. 2020, arXiv 1912.02424).
+"""ATSS: Adaptive Training Sample Selection (Zhang et al. 2020, arXiv 1912.02424).
 
-One square anchor at each location, the assignment of algorithm 1, and FCOS's centerness. As in MMDetection, boxes
-are coded as deltas, their loss is weighted by the centerness, and the background is divided by the positives of all
-processes.
+One square anchor at each location, the assignment of algorithm 1, and FCOS's centerness. Deviations from the
+paper, as in MMDetection: the loss of boxes is weighted by the centerness of their anchors, and losses are
+divided by the mean number of positives over all processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import AnchorAssigner
-from detcli.nn.blocks import Scale, normal_init, prior_bias
+from detcli.nn.blocks import Scale
 from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
 from detcli.nn.dense_heads import (
     Selection,
@@ -23,6 +23,7 @@ from detcli.nn.dense_heads import (
     centerness,
     conv_tower,
     flatten_maps,
+    init_dense_head,
     map_sizes,
     reduce_mean,
     select_candidates,
@@ -74,8 +75,7 @@ class ATSSHead(nn.Module):
         self.atss_reg = nn.Conv2d(channels, 4, 3, padding=1)
         self.atss_centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in anchors.strides)
-        normal_init(self, std=0.01)
-        nn.init.constant_(self.atss_cls.bias, prior_bias(prior_probability))
+        init_dense_head(self, self.atss_cls, prior_probability)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return class logits [N,A,C], box deltas [N,A,4] and centerness logits [N,A] of all levels."""

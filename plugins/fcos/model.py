@@ -1,9 +1,9 @@
 """FCOS: Fully Convolutional One-Stage Object Detection (Tian et al. 2019, arXiv 1904.01355).
 
-Every location predicts a class, the distances to the four sides of its box and its centerness. The paper's later
-improvements are arguments, off by default as in MMDetection: `center_sampling`, `norm_on_bbox`, `centerness_on_reg`
-and the loss (`loss_bbox`, GIoU). As in MMDetection, the extra levels are made from P5, and the boxes' loss is
-weighted by the centerness.
+Every location predicts a class, the distances to the four sides of its box and its centerness. The authors'
+later improvements are arguments, off by default: `center_sampling`, `norm_on_bbox`, `centerness_on_reg` and a
+GIoU loss; the recipe fcos_tricks has them on. Deviation from the paper, as in its own code and in
+MMDetection: the loss of boxes is weighted by their centerness.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detcli.errors import UsageError
 from detcli.nn.anchors import PointGenerator
 from detcli.nn.assigners import MAX_PAIRS, NEGATIVE
-from detcli.nn.blocks import Scale, normal_init, prior_bias
+from detcli.nn.blocks import Scale
 from detcli.nn.box_coders import DistanceBoxCoder
 from detcli.nn.boxes import box_area
 from detcli.nn.dense_heads import (
@@ -26,6 +26,7 @@ from detcli.nn.dense_heads import (
     centerness,
     conv_tower,
     flatten_maps,
+    init_dense_head,
     map_sizes,
     reduce_mean,
     select_candidates,
@@ -41,8 +42,9 @@ from detcli.structures import Batch, Detections, Target
 class PointAssigner:
     """Gives each point the smallest object that it lies in and that is of its level's size (section 3.2).
 
-    Level i takes objects whose farthest side is `regress_limits`[i-1] to `regress_limits`[i] pixels away. With a
-    `center_radius`, a point must also lie within that many strides of the object's centre, along both axes.
+    Level i takes objects whose farthest side is `regress_limits`[i-1] to `regress_limits`[i] pixels away.
+    With a `center_radius`, a point must also lie within that many strides of the object's centre, along both
+    axes.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class PointAssigner:
     ) -> None:
         if len(regress_limits) != len(strides) - 1:
             raise UsageError(
-                f"regress_limits of model 'fcos' has {len(regress_limits)} numbers, but the neck's {len(strides)} "
-                f"levels need {len(strides) - 1}: give it one for each border between levels."
+                f"regress_limits of model 'fcos' has {len(regress_limits)} numbers, but the neck "
+                f"has {len(strides)} levels: give it one for each border between them, {len(strides) - 1}."
             )
         self.strides = strides
         self.limits = (-1.0, *regress_limits, math.inf)
@@ -89,8 +91,8 @@ class PointAssigner:
 class FCOSHead(nn.Module):
     """Classes, distances and centerness of every location, from two towers that all levels share (figure 2).
 
-    Each level has a learned factor `scales.N` on its distances (section 3.2). With `norm_on_bbox`, distances count
-    in strides and pass a ReLU; without, they are in pixels and pass an exponential.
+    Each level has a learned factor `scales.N` on its distances (section 3.2). With `norm_on_bbox`, distances
+    count in strides and pass a ReLU; without, they are in pixels and pass an exponential.
     """
 
     def __init__(
@@ -131,11 +133,10 @@ class FCOSHead(nn.Module):
         self.conv_reg = nn.Conv2d(channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in strides)
-        normal_init(self, std=0.01)
-        nn.init.constant_(self.conv_cls.bias, prior_bias(prior_probability))
+        init_dense_head(self, self.conv_cls, prior_probability)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return class logits [N,P,C], distances before their ReLU or exp [N,P,4] and centerness logits [N,P]."""
+        """Return class logits [N,P,C], distances [N,P,4] before ReLU or exp, and centerness logits [N,P]."""
         logits, raw, central = [], [], []
         for level, scale in zip(features, self.scales, strict=True):
             cls_hidden, reg_hidden = self.cls_convs(level), self.reg_convs(level)
@@ -233,8 +234,8 @@ def fcos(
     """Return FCOS; its head is as wide as the neck unless `feat_channels` says otherwise.
 
     `norm` is the normalisation in the head, `conv_bias` gives its convolutions a bias beside it;
-    `center_sampling` trains only points within `center_radius` strides of an object's centre. For the rest see
-    `PointAssigner`, `FCOSHead` and `Selection`.
+    `center_sampling` trains only points within `center_radius` strides of an object's centre. For the rest
+    see `PointAssigner`, `FCOSHead` and `Selection`.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)

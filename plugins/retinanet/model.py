@@ -1,10 +1,10 @@
 """RetinaNet: Focal Loss for Dense Object Detection (Lin et al. 2017, arXiv 1708.02002).
 
-Settings are MMDetection's, which differ from the paper in: L1 in place of smooth L1 on the box deltas; the anchors
-nearest to an object that reach no IoU of 0.5 are positive too; the pyramid stays without P2 as in the paper, but P6
-is made from C5 and P7 from P6 without a ReLU between. Detectron2's differ again; the arguments `anchor_order`,
-`low_quality_gt` of the assigner, `train_padding`, `normalizer_momentum`, `clamp_deltas_below` and `clip` are what it
-takes to have them.
+Deviations from the paper, as in MMDetection: L1 in place of smooth L1 on the box deltas; the anchors that
+overlap an object most are positive even below an IoU of 0.5; no ReLU between P6 and P7. Detectron2 differs
+from both in the order of anchors, the object of a low-quality match, anchors on padding, the divisor of the
+losses, and the limits of deltas and boxes: each is an argument, and the recipe retinanet_detectron2 sets them
+all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import AnchorAssigner
-from detcli.nn.blocks import normal_init, prior_bias
 from detcli.nn.box_coders import DeltaBoxCoder
 from detcli.nn.dense_heads import (
     DenseTargets,
@@ -25,6 +24,7 @@ from detcli.nn.dense_heads import (
     assign_anchors,
     conv_tower,
     flatten_maps,
+    init_dense_head,
     map_sizes,
     select_candidates,
     select_detections,
@@ -39,10 +39,10 @@ INITIAL_NORMALIZER = 100.0
 
 
 class RetinaHead(nn.Module):
-    """Two towers of convolutions that all levels share, one for classes and one for boxes (section 4, figure 3).
+    """Two towers that all levels share, one for classes and one for boxes (section 4, figure 3).
 
-    With a `normalizer_momentum`, losses are divided by a moving average of the number of positive anchors in place
-    of this batch's number; it starts at 100 and is not part of a checkpoint.
+    With a `normalizer_momentum`, losses are divided by a moving average of the number of positive anchors in
+    place of this batch's number; it starts at 100 and is not part of a checkpoint.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class RetinaHead(nn.Module):
         channels = feat_channels if stacked_convs else in_channels
         self.retina_cls = nn.Conv2d(channels, anchors.num_base_anchors * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, anchors.num_base_anchors * 4, 3, padding=1)
-        normal_init(self, std=0.01)
-        nn.init.constant_(self.retina_cls.bias, prior_bias(prior_probability))
+        init_dense_head(self, self.retina_cls, prior_probability)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the class logits [N,A,C] and box deltas [N,A,4] of the anchors of all levels."""
@@ -130,7 +129,7 @@ def retinanet(
     *,
     num_classes: int,
     backbone: Backbone = "r50",
-    neck: Neck = {"name": "fpn", "start_level": 1, "extra": "on_input"},  # noqa: B006
+    neck: Neck = {"name": "fpn", "start_level": 1, "extra": "on_input"},
     stacked_convs: int = 4,
     feat_channels: int | None = None,
     octave_base_scale: float = 4.0,
@@ -142,7 +141,7 @@ def retinanet(
     loss_bbox: Loss = "l1",
     train_padding: bool = False,
     normalizer_momentum: float | None = None,
-    clamp_deltas_below: bool = True,
+    clamp_below: bool = True,
     prior_probability: float = 0.01,
     score_threshold: float = 0.05,
     nms_pre: int = 1000,
@@ -168,7 +167,7 @@ def retinanet(
             scales_per_octave=scales_per_octave,
             order=anchor_order,
         ),
-        DeltaBoxCoder(clamp_below=clamp_deltas_below),
+        DeltaBoxCoder(clamp_below=clamp_below),
         build("assigners", assigner),
         build("losses", loss_cls),
         build("losses", loss_bbox),
