@@ -80,24 +80,16 @@ class Source(Protocol):
         ...
 
 
-class AnnotationStore:
-    """The annotations of all pictures of a dataset in flat arrays.
-
-    A worker process that reads Python objects writes their reference counts and so copies their memory page
-    by page; numpy arrays stay shared.
-    """
+class AnnotationWriter:
+    """Collects the annotations of a dataset, object by object, for an `AnnotationStore`."""
 
     def __init__(self) -> None:
-        self._ids, self._images, self._categories = array("q"), array("q"), array("q")
-        self._xywh, self._areas, self._crowd = array("d"), array("d"), array("b")
-        # Object j has the polygons from ends[j - 1] up to ends[j]; likewise for the other two levels and
-        # kinds.
-        self._polygons, self._polygon_ends, self._points_ends = array("d"), array("q"), array("q")
-        self._runs, self._run_ends = bytearray(), array("q")
-        self._keypoints, self._keypoint_ends = array("f"), array("q")
-
-    def __len__(self) -> int:
-        return len(self._ids)
+        self.ids, self.images, self.categories = array("q"), array("q"), array("q")
+        self.xywh, self.areas, self.crowd = array("d"), array("d"), array("b")
+        # Object j has the polygons from polygon_first[j] up to polygon_first[j + 1]; the others are alike.
+        self.polygons, self.points_first, self.polygon_first = array("d"), array("q", [0]), array("q", [0])
+        self.runs, self.run_first = bytearray(), array("q", [0])
+        self.keypoints, self.keypoint_first = array("f"), array("q", [0])
 
     def add(
         self,
@@ -111,50 +103,51 @@ class AnnotationStore:
         keypoints: list[float] | tuple[()] = (),
     ) -> None:
         """Append an object of picture number `image`; `segmentation`: polygons or compressed run lengths."""
-        self._images.append(image)
-        self._ids.append(annotation_id)
-        self._categories.append(category)
-        self._xywh.extend(xywh)
-        self._areas.append(area)
-        self._crowd.append(crowd)
+        self.images.append(image)
+        self.ids.append(annotation_id)
+        self.categories.append(category)
+        self.xywh.extend(xywh)
+        self.areas.append(area)
+        self.crowd.append(crowd)
         if isinstance(segmentation, bytes):
-            self._runs.extend(segmentation)
+            self.runs.extend(segmentation)
         else:
             for polygon in segmentation:
-                self._polygons.extend(polygon)
-                self._points_ends.append(len(self._polygons))
-        self._run_ends.append(len(self._runs))
-        self._polygon_ends.append(len(self._points_ends))
-        self._keypoints.extend(keypoints)
-        self._keypoint_ends.append(len(self._keypoints))
+                self.polygons.extend(polygon)
+                self.points_first.append(len(self.polygons))
+        self.run_first.append(len(self.runs))
+        self.polygon_first.append(len(self.points_first) - 1)
+        self.keypoints.extend(keypoints)
+        self.keypoint_first.append(len(self.keypoints) // 3)
 
-    def freeze(self, sizes: NDArray[np.int64]) -> None:
-        """Turn what was added into arrays, indexed by picture; `sizes` [N,2] are heights and widths."""
+
+class AnnotationStore:
+    """The annotations of all pictures of a dataset in flat arrays; `sizes` [N,2] are heights and widths.
+
+    A worker process that reads Python objects writes their reference counts, and so copies their memory page
+    by page; numpy arrays stay shared.
+    """
+
+    def __init__(self, written: AnnotationWriter, sizes: NDArray[np.int64]) -> None:
         self.sizes = sizes
-        self.ids = np.array(self._ids, np.int64)
-        self.images = np.array(self._images, np.int64)
-        self.categories = np.array(self._categories, np.int64)
-        self.xywh = np.array(self._xywh, np.float64).reshape(-1, 4)
-        self.areas = np.array(self._areas, np.float64)
-        self.crowd = np.array(self._crowd, np.bool_)
-        self.polygons = np.array(self._polygons, np.float64)
-        self.points_first = _first(self._points_ends)
-        self.polygon_first = _first(self._polygon_ends)
-        self.runs = np.frombuffer(bytes(self._runs), np.uint8)
-        self.run_first = _first(self._run_ends)
-        self.keypoints = np.array(self._keypoints, np.float32).reshape(-1, 3)
-        self.keypoint_first = _first(self._keypoint_ends) // 3
+        self.ids = np.array(written.ids, np.int64)
+        self.images = np.array(written.images, np.int64)
+        self.categories = np.array(written.categories, np.int64)
+        self.xywh = np.array(written.xywh, np.float64).reshape(-1, 4)
+        self.areas = np.array(written.areas, np.float64)
+        self.crowd = np.array(written.crowd, np.bool_)
+        self.polygons = np.array(written.polygons, np.float64)
+        self.points_first = np.array(written.points_first, np.int64)
+        self.polygon_first = np.array(written.polygon_first, np.int64)
+        self.runs = np.frombuffer(bytes(written.runs), np.uint8)
+        self.run_first = np.array(written.run_first, np.int64)
+        self.keypoints = np.array(written.keypoints, np.float32).reshape(-1, 3)
+        self.keypoint_first = np.array(written.keypoint_first, np.int64)
         self.rows = np.argsort(self.images, kind="stable")
         self.row_first = np.searchsorted(self.images[self.rows], np.arange(len(sizes) + 1))
-        del self._ids, self._images, self._categories, self._xywh, self._areas, self._crowd, self._polygons
-        del (
-            self._points_ends,
-            self._polygon_ends,
-            self._runs,
-            self._run_ends,
-            self._keypoints,
-            self._keypoint_ends,
-        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def trainable(self) -> NDArray[np.bool_]:
         """Return [M] bool: no crowd region, at least a pixel a side, and not outside its picture."""
@@ -255,7 +248,3 @@ def bitmaps(segmentations: list[Segmentation], size: tuple[int, int]) -> Pixels:
     runs = [run_lengths(segmentation, size) for segmentation in segmentations]
     masks: Pixels = mask_utils.decode(runs).transpose(2, 0, 1)
     return masks
-
-
-def _first(ends: array[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.array(ends, np.int64)]).astype(np.int64)

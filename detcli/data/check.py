@@ -90,7 +90,7 @@ def _check_boxes(source: CocoSource, findings: Findings) -> None:
     thin = positive & inside & ~store.crowd & ((width < 1) | (height < 1))
     for row in np.flatnonzero(thin).tolist():
         findings.notes.append(
-            f"{_describe(source, row)} has a box thinner than a pixel, and is not trained on: {_box(source, row)}"
+            f"{_describe(source, row)} is thinner than a pixel, and is not trained on: {_box(source, row)}"
         )
     used = np.bincount(store.categories, minlength=len(source.categories))
     for category, count in zip(source.categories, used.tolist(), strict=True):

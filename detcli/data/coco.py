@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from detcli.data.annotations import Annotations, AnnotationStore, Category, run_lengths, turn
+from detcli.data.annotations import (
+    Annotations,
+    AnnotationStore,
+    AnnotationWriter,
+    Category,
+    run_lengths,
+    turn,
+)
 from detcli.data.images import TURNED, Pixels, load_image, read_header, upright_size
 from detcli.errors import DetcliError
 
@@ -196,13 +203,12 @@ def read_coco(located: Located, *, segmentations: bool = True, report: Report | 
             first = names[numbers[int(record["id"])]]
             report(f"two images have the id {record['id']}: {first} and {names[number]}")
     sizes = np.array([_image_size(record, root) for record in records], np.int64).reshape(-1, 2)
-    store = AnnotationStore()
+    written = AnnotationWriter()
     seen: set[int] = set()
     for position, record in enumerate(data["annotations"]):
-        _add_annotation(store, record, position, seen, numbers, positions, sizes, segmentations, report)
-    store.freeze(sizes)
+        _add_annotation(written, record, position, seen, numbers, positions, sizes, segmentations, report)
     image_ids = np.array([int(record["id"]) for record in records], np.int64)
-    source = CocoSource(str(path), categories, store, image_ids, names, root)
+    source = CocoSource(str(path), categories, AnnotationStore(written, sizes), image_ids, names, root)
     _check_boxes(source, report)
     return source
 
@@ -302,7 +308,7 @@ def missing_files(source: CocoSource) -> Iterator[int]:
 
 
 def _add_annotation(
-    store: AnnotationStore,
+    written: AnnotationWriter,
     record: Any,
     position: int,
     seen: set[int],
@@ -312,7 +318,7 @@ def _add_annotation(
     segmentations: bool,
     report: Report,
 ) -> None:
-    """Append one entry of ``annotations`` to `store`, or report what is wrong with it."""
+    """Append one entry of ``annotations`` to `written`, or report what is wrong with it."""
     if not isinstance(record, dict):
         report(f"annotation number {position} is no object: {_short(record)}")
         return
@@ -348,7 +354,7 @@ def _add_annotation(
     if len(keypoints) % 3 or not all(_is_number(value) for value in keypoints):
         report(f"{name} has keypoints that are no triples of numbers (x, y, visibility)")
         keypoints = ()
-    store.add(
+    written.add(
         number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints
     )
 

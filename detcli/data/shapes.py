@@ -18,7 +18,7 @@ STUFF = ("sky", "ground", "water")
 
 MAX_OBJECTS = 6
 SIDES = (0.12, 0.5)
-"""The least and greatest side of an object as a share of the picture's shorter side; log-uniform."""
+"""The least and greatest side of an object as a share of the picture's shorter side."""
 LEAST_VISIBLE = 0.6
 """An object that would hide more than the rest of another is not drawn."""
 PLACE_TRIES = 8
@@ -179,7 +179,7 @@ def _place(
     generator: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray[np.float64]:
     """Return the corners in pixels at a size and place drawn at random, a tenth of it outside at most."""
-    side = min(size) * SIDES[0] * (SIDES[1] / SIDES[0]) ** generator.random()
+    side = min(size) * generator.uniform(*SIDES)
     margin = 0.4 * side
     centre = generator.uniform([margin, margin], [size[1] - margin, size[0] - margin])
     return np.asarray(corners * side + centre)

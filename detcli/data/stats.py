@@ -94,9 +94,8 @@ def print_stats(console: Console, every: list[Stats]) -> None:
             )
         console.print(classes)
         if len(order) > CLASSES_SHOWN:
-            console.print(
-                f"and {len(order) - CLASSES_SHOWN} classes with at most {counts[order[CLASSES_SHOWN]]} objects"
-            )
+            most = counts[order[CLASSES_SHOWN]]
+            console.print(f"and {len(order) - CLASSES_SHOWN} classes with at most {most} objects")
 
 
 def plot_stats(every: list[Stats], path: Path) -> None:
@@ -141,7 +140,6 @@ def _rows(every: list[Stats]) -> dict[str, list[str]]:
     for stats in every:
         height, width = stats.picture_sizes.T
         small, medium, large = _by_size(stats.areas)
-        counts = stats.per_picture
         box_ratios = stats.box_sizes[:, 1] / np.maximum(stats.box_sizes[:, 0], 1e-9)
         figures = {
             "pictures": str(len(height)),
@@ -150,12 +148,12 @@ def _rows(every: list[Stats]) -> dict[str, list[str]]:
             "objects": str(len(stats.areas)),
             "objects with masks": str(stats.masks),
             "crowd regions": str(stats.crowd),
-            "objects in a picture: median, most": f"{np.median(counts):g}, {counts.max()}",
-            "picture width: least, median, most": _spread(width),
-            "picture height: least, median, most": _spread(height),
-            "picture width/height: least, median, most": _spread(width / height),
-            "box width/height: least, median, most": _spread(box_ratios),
-            "side of objects: least, median, most": _spread(np.sqrt(np.maximum(stats.areas, 0))),
+            "objects in a picture": _spread(stats.per_picture),
+            "picture width": _spread(width),
+            "picture height": _spread(height),
+            "picture width/height": _spread(width / height),
+            "box width/height": _spread(box_ratios),
+            "side of objects": _spread(np.sqrt(np.maximum(stats.areas, 0))),
             "small, medium, large objects": f"{small}, {medium}, {large}",
         }
         for name, value in figures.items():
