@@ -92,7 +92,7 @@ plugin = Plugin(
             "weights": "none",
             "sched": {
                 "unit": "iter",
-                "length": 700,
+                "length": 450,
                 "policy": "cosine",
                 "warmup": "linear",
                 "warmup_iters": 50,
@@ -101,6 +101,7 @@ plugin = Plugin(
             "train": {"batch": 8, "ema": 0.98, "eval_every": 0},
             "data": {"resize": [[160, 128]], "test_resize": [160, 128]},
             "eval": {"batch": 8},
+            "model": {"neck": {"out_channels": 96}},
         },
     },
 )

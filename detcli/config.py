@@ -186,7 +186,10 @@ def resolve(
     recipe, chosen = _target(target, overlays)
     model = recipe.model or recipe.name
     sched_name = sched or recipe.sched
-    schedule: Layer = (f"schedule {sched_name}", {"sched_name": sched_name, **find_schedule(sched_name)})
+    sched_config = {"sched_name": sched_name, **find_schedule(sched_name)}
+    sched_model = sched_config.pop("model", {})
+    schedule: Layer = (f"schedule {sched_name}", sched_config)
+    under: Layer = (f"recipe {recipe.name} under {sched_name}", recipe.under.get(sched_name, {}))
     asked: list[Layer] = [(str(file), _read_file(file))] if file else []
     parts = {
         f"model.{slot}": name for slot, name in (("backbone", backbone), ("neck", neck)) if name is not None
@@ -197,6 +200,7 @@ def resolve(
     below += [(f"recipe {recipe.name}", _recipe_config(recipe))]
     below += [(f"overlay {overlay.name}", _fitting(overlay, model)) for overlay in chosen]
     below += [*asked, *([schedule] if sched else [])]
+    below += [(schedule[0], {"model": _present(_apply(below).values["model"], sched_model)}), under]
 
     # What comes with the parts, and what random weights need, depends on the parts and weights that all
     # layers choose.
@@ -377,6 +381,15 @@ def _fitting(overlay: Overlay, model: str) -> Mapping[str, Any]:
     if overlay.applies_to and model not in overlay.applies_to:
         raise UsageError(f"overlay {overlay.name!r} fits {', '.join(overlay.applies_to)}, not {model!r}.")
     return overlay.config
+
+
+def _present(model: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a schedule's `settings` that `model` has an argument for: a model may lack a neck."""
+    known = _parameters("models", model["name"], "model")
+    have = {
+        name: model.get(name, _preset("models", model["name"], parameter)[0]) for name, parameter in known.items()
+    }
+    return {key: value for key, value in settings.items() if have.get(key) is not None}
 
 
 def _recipe_config(recipe: Recipe) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Recipe:
     """A published setting of a model: what ``detcli train NAME`` trains when no flag says otherwise.
 
     `model` defaults to `name`; `args` are arguments of the model's builder; `optim`, `data`, `input`, `train` and
-    `eval` are partial sections of the run config. `sched` names a schedule.
+    `eval` are partial sections of the run config. `sched` names a schedule; `under` maps a schedule's name to a
+    partial run config that the recipe adds when it runs under that schedule.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Recipe:
     input: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     eval: Mapping[str, Any] = field(default_factory=dict)
+    under: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     summary: str = ""
 
 
