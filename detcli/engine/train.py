@@ -85,6 +85,10 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     state = State()
     if resume:
         state = _restore(resume, model, average, optimizer, scaler)
+        if state.step >= rate.total:
+            raise DetcliError(
+                f"{resume.path} has already done {state.step} of {rate.total} steps. Give more with --epochs or --iters."
+            )
     if options.compile:
         _compile(model, device)
     if device.type == "cuda":
