@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+from detcli.errors import DetcliError
+from detcli.nn.detector import SingleStageDetector, TwoStageDetector
+from detcli.structures import Batch, Detections, Target
+
+
+class Body(nn.Module):
+    def forward(self, images):
+        return (images[:, :1],)
+
+
+class Neck(nn.Module):
+    def forward(self, features):
+        return tuple(feature * 2 for feature in features)
+
+
+class Head(nn.Module):
+    def losses(self, features, batch):
+        return {"loss_cls": features[0].sum(), "accuracy": torch.tensor(1.0)}
+
+    def detect(self, features, batch):
+        return [
+            Detections(torch.zeros(1, 4), value.mean()[None], torch.zeros(1).long()) for value in features[0]
+        ]
+
+
+class ProposalHead(nn.Module):
+    def forward(self, features):
+        return features[0].mean((1, 2, 3))
+
+    def losses(self, outputs, batch):
+        return {"loss_rpn_cls": outputs.sum()}
+
+    def propose(self, outputs, sizes):
+        boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()
+        return [Detections(box[None], torch.ones(1), torch.zeros(1).long()) for box in boxes]
+
+
+class RegionHead(nn.Module):
+    def losses(self, features, proposals, batch):
+        return {"loss_bbox": torch.cat(proposals).sum()}
+
+    def detect(self, features, proposals, batch):
+        return [Detections(boxes, torch.ones(len(boxes)), torch.zeros(len(boxes))) for boxes in proposals]
+
+
+def batch(proposals=None):
+    targets = [Target(torch.zeros(0, 4), torch.zeros(0).long(), proposals=proposals) for _ in range(2)]
+    return Batch(torch.ones(2, 3, 4, 4), torch.tensor([[4, 3], [2, 4]]), targets)
+
+
+def test_mode_decides_what_comes_out():
+    model = SingleStageDetector(Body(), Neck(), Head())
+    assert model.tasks == ("box",)
+    assert model.train()(batch())["loss_cls"].item() == 2 * 2 * 16
+    assert [detections.scores.item() for detections in model.eval()(batch())] == [2, 2]
+    assert SingleStageDetector(Body(), None, Head()).eval()(batch())[0].scores.item() == 1
+
+
+def test_second_stage_gets_the_proposals_of_the_first():
+    model = TwoStageDetector(Body(), None, ProposalHead(), RegionHead(), ("box", "mask"))
+    assert model.tasks == ("box", "mask")
+    losses = model.train()(batch())
+    assert {name: value.item() for name, value in losses.items()} == {
+        "loss_rpn_cls": 2,
+        "loss_bbox": 4 + 3 + 2 + 4,
+    }
+    assert [detections.boxes.tolist() for detections in model.eval()(batch())] == [
+        [[0, 0, 4, 3]],
+        [[0, 0, 2, 4]],
+    ]
+
+
+def test_proposals_that_came_with_the_batch():
+    model = TwoStageDetector(Body(), None, None, RegionHead())
+    boxes = torch.tensor([[1.0, 2, 3, 4]])
+    assert list(model.train()(batch(boxes))) == ["loss_bbox"]
+    assert model.eval()(batch(boxes))[1].boxes.tolist() == boxes.tolist()
+    with pytest.raises(DetcliError, match=r"proposals from a file.*--proposals FILE"):
+        model(batch())
