@@ -157,5 +157,5 @@ def _nearest(
 
 def _chunks(boxes: Tensor, partners: int) -> Iterator[Tensor]:
     """Yield boxes [G,4] in parts that make at most `MAX_PAIRS` pairs with `partners` anchors."""
-    if len(boxes):
-        yield from torch.split(boxes, max(1, MAX_PAIRS // max(1, partners)))
+    if len(boxes) and partners:
+        yield from torch.split(boxes, max(1, MAX_PAIRS // partners))

@@ -39,6 +39,21 @@ class RoISample:
     valid: Tensor
     positive_limit: int
 
+    def possible_positives(self) -> RoISample:
+        """Return the positives; on a GPU, that one would have to wait for, every row that can be positive."""
+        rows: Tensor | slice = slice(self.positive_limit)
+        if not self.positive.is_cuda:
+            rows = self.positive.nonzero()[:, 0]
+        return RoISample(
+            self.boxes[rows],
+            self.objects[rows],
+            self.gt_index[rows],
+            self.labels[rows],
+            self.positive[rows],
+            self.valid[rows],
+            self.positive_limit,
+        )
+
 
 def bbox_head(
     *,
@@ -140,16 +155,17 @@ class MaskHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        channels: int = 256,
-        num_convs: int = 4,
+        channels: int,
+        num_convs: int,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(ConvNorm(wide, channels, 3) for wide in widths[:-1])
+        self.convs = nn.ModuleList(ConvNorm(width, channels, 3) for width in widths[:-1])
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.conv_logits = nn.Conv2d(channels, num_classes, 1)
         for layer in (self.upsample, self.conv_logits):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         self.extractor = extractor
 
@@ -168,19 +184,17 @@ class MaskHead(nn.Module):
 
         Raises `DetcliError` when the targets have no masks.
         """
-        chosen = [_positive_rows(sample) for sample in samples]
-        boxes = [sample.boxes[rows] for sample, rows in zip(samples, chosen, strict=True)]
-        labels = torch.cat([sample.labels[rows] for sample, rows in zip(samples, chosen, strict=True)])
-        weight = torch.cat([sample.positive[rows] for sample, rows in zip(samples, chosen, strict=True)])
-        logits = self(features, to_rois(boxes), labels.clamp(max=self.conv_logits.out_channels - 1)).float()
+        samples = [sample.possible_positives() for sample in samples]
+        rois = to_rois([sample.boxes for sample in samples])
+        labels = torch.cat([sample.labels for sample in samples])
+        weight = torch.cat([sample.positive for sample in samples])
+        logits = self(features, rois, labels.clamp(max=self.conv_logits.out_channels - 1)).float()
         goals = []
-        for sample, rows, image_boxes, target in zip(samples, chosen, boxes, targets, strict=True):
+        for sample, target in zip(samples, targets, strict=True):
             if target.masks is None:
-                raise DetcliError(
-                    "this model is trained on masks, and the data have none. Train faster_rcnn."
-                )
-            index = sample.gt_index[rows].clamp(min=0)
-            goals.append(crop_masks(target.masks, image_boxes, index, logits.shape[-1]))
+                raise DetcliError("this model learns masks, and the data have none. Train faster_rcnn.")
+            index = sample.gt_index.clamp(min=0)
+            goals.append(crop_masks(target.masks, sample.boxes, index, logits.shape[-1]))
         pixels = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
         return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / weight.sum().clamp(min=1)}
 
@@ -222,12 +236,15 @@ class RoIHead(nn.Module):
     def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops where there is a mask head."""
         counts = [len(boxes) for boxes in proposals]
-        logits, deltas = self.bbox_head(features, to_rois(proposals))
+        rois = to_rois(proposals)
+        logits, deltas = self.bbox_head(features, rois)
         scores = logits.float().softmax(-1)[:, :-1]
-        sizes = batch.sizes.repeat_interleave(torch.tensor(counts, device=logits.device), dim=0)
-        boxes = self.bbox_head.box_coder.decode(torch.cat(proposals)[:, None], deltas.float(), sizes[:, None])
+        sizes = batch.sizes[rois[:, 0].long()]
+        boxes = self.bbox_head.box_coder.decode(rois[:, None, 1:], deltas.float(), sizes[:, None])
         found = []
-        for image_boxes, image_scores in zip(boxes.split(counts), scores.split(counts), strict=True):
+        for image_boxes, image_scores in zip(
+            torch.split(boxes, counts), torch.split(scores, counts), strict=True
+        ):
             kept_boxes, kept_scores, labels, _ = multiclass_nms(
                 image_boxes, image_scores, self.score_threshold, self.nms_threshold, self.max_per_image
             )
@@ -235,7 +252,7 @@ class RoIHead(nn.Module):
         if self.mask_head is not None:
             labels = torch.cat([detections.labels for detections in found])
             crops = self.mask_head(features, to_rois([detections.boxes for detections in found]), labels)
-            parts = crops.float().sigmoid().split([len(detections) for detections in found])
+            parts = torch.split(crops.float().sigmoid(), [len(detections) for detections in found])
             for detections, part in zip(found, parts, strict=True):
                 detections.mask_crops = part
         return found
@@ -270,16 +287,4 @@ class RoIHead(nn.Module):
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Return the boxes [P,4] of each image as RoIs [R,5]: index of the image, then xyxy."""
-    counts = torch.tensor([len(image_boxes) for image_boxes in boxes])
-    index = torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device, non_blocking=True)
-    return torch.cat([index[:, None].to(boxes[0].dtype), torch.cat(list(boxes))], dim=1)
-
-
-def _positive_rows(sample: RoISample) -> Tensor:
-    """Return the rows of a sample that a head of positives has to look at.
-
-    These are the positives; on a GPU, which would have to be waited for, all rows that can be positive.
-    """
-    if sample.positive.is_cuda:
-        return torch.arange(sample.positive_limit, device=sample.positive.device)
-    return sample.positive.nonzero()[:, 0]
+    return torch.cat([functional.pad(image, (1, 0), value=index) for index, image in enumerate(boxes)])
