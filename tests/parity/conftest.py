@@ -7,6 +7,7 @@ the list of what differs, which must be empty.
 import gzip
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,35 @@ FEATURE_TOLERANCE = 1e-4  # of the standard deviation
 LOSS_TOLERANCE = 1e-4  # relative
 GRADIENT_TOLERANCE = 1e-3  # relative
 MATCHED = 0.95  # of the reference's detections
+
+DETECTRON2_NAMES = [  # levels of the pyramid count from its lowest
+    (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bn1."),
+    (r"^backbone\.bottom_up\.stem\.", "backbone."),
+    (r"^backbone\.bottom_up\.res(\d)\.", lambda match: f"backbone.layer{int(match[1]) - 1}."),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"^backbone\.fpn_lateral(\d)\.", r"neck.lateral_convs.\1.conv."),
+    (r"^backbone\.fpn_output(\d)\.", r"neck.fpn_convs.\1.conv."),
+    (r"^backbone\.top_block\.p(\d)\.", r"neck.fpn_convs.\1.conv."),
+    (r"^proposal_generator\.rpn_head\.conv\.", "rpn_head.rpn_conv."),
+    (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn_head.rpn_cls."),
+    (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn_head.rpn_reg."),
+    (r"^roi_heads\.box_head\.fc(\d)\.", lambda match: f"roi_head.bbox_head.shared_fcs.{int(match[1]) - 1}."),
+    (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
+    (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
+    (
+        r"^roi_heads\.mask_head\.mask_fcn(\d)\.",
+        lambda match: f"roi_head.mask_head.convs.{int(match[1]) - 1}.conv.",
+    ),
+    (r"^roi_heads\.mask_head\.deconv\.", "roi_head.mask_head.upsample."),
+    (r"^roi_heads\.mask_head\.predictor\.", "roi_head.mask_head.conv_logits."),
+    (r"^head\.cls_subnet\.(\d)\.", lambda match: f"bbox_head.cls_convs.{int(match[1]) // 2}.conv."),
+    (r"^head\.bbox_subnet\.(\d)\.", lambda match: f"bbox_head.reg_convs.{int(match[1]) // 2}.conv."),
+    (r"^head\.cls_score\.", "bbox_head.retina_cls."),
+    (r"^head\.bbox_pred\.", "bbox_head.retina_reg."),
+]
+DETECTRON2_LOSSES = {"loss_box_reg": "loss_bbox", "loss_rpn_loc": "loss_rpn_bbox"}
 
 
 def _rule():
@@ -159,6 +189,95 @@ class Parity:
             if abs(int(areas[partner]) - expected[index]) > 0.01 * expected[index] + 1
         ]
         return [f"areas of masks: {', '.join(off)}"] if off else []
+
+    def settings(self, case, config):
+        """Compare the run config of a recipe with an MMDetection case: optimiser, schedule, sizes."""
+        train = case["data"]["train"]
+        times = train.get("times", 1)
+        resize = next(step for step in train.get("dataset", train)["pipeline"] if step["type"] == "Resize")
+        scales = resize["img_scale"] if "multiscale_mode" in resize else [resize["img_scale"]]
+        per_parameter = case["optimizer"].get("paramwise_cfg", {})
+        clip = (case.get("optimizer_config") or {}).get("grad_clip") or {}
+        lr, norm = case["lr_config"], case["img_norm_cfg"]
+        pairs = {
+            "sched.length": (config.sched.length, case["runner"]["max_epochs"] * times),
+            "sched.drops": (config.sched.drops, [step * times for step in lr["step"]]),
+            "sched.warmup": (config.sched.warmup, lr["warmup"]),
+            "sched.warmup_iters": (config.sched.warmup_iters, lr["warmup_iters"]),
+            "sched.warmup_ratio": (config.sched.warmup_ratio, lr["warmup_ratio"]),
+            "optim.lr": (config.optim.lr, case["optimizer"]["lr"]),
+            "optim.momentum": (config.optim.momentum, case["optimizer"]["momentum"]),
+            "optim.weight_decay": (config.optim.weight_decay, case["optimizer"]["weight_decay"]),
+            "optim.batch": (config.optim.batch, case["auto_scale_lr"]["base_batch_size"]),
+            "optim.clip_norm": (config.optim.clip_norm, clip.get("max_norm")),
+            "optim.bias_lr": (config.optim.bias_lr, per_parameter.get("bias_lr_mult", 1.0)),
+            "optim.bias_decay": (config.optim.bias_decay, per_parameter.get("bias_decay_mult")),
+            "train.precision": (config.train.precision, "fp16" if "fp16" in case else "fp32"),
+            "data.resize": (config.data.resize, [tuple(scale) for scale in scales]),
+            "data.resize_mode": (config.data.resize_mode, resize.get("multiscale_mode", "value")),
+            "input.mean": (config.input.mean, tuple(norm["mean"])),
+            "input.std": (config.input.std, tuple(norm["std"])),
+            "input.channels": (config.input.channels, "rgb" if norm["to_rgb"] else "bgr"),
+        }
+        return [f"{key}: {ours}, not {theirs}" for key, (ours, theirs) in pairs.items() if ours != theirs]
+
+    def detectron2_failures(self, case, model):
+        """Compare `model` with a Detectron2 case in everything that the case holds."""
+        rows = case["state_dict"]
+        lowest = min(int(number) for row in rows for number in re.findall(r"fpn_lateral(\d)", row[0]))
+        fill = self.rule.fill_detectron2
+        model.load_state_dict(
+            {self._our_name(row[0], lowest): torch.from_numpy(fill(*row[:3], row[4])) for row in rows}
+            | {name: value for name, value in model.state_dict().items() if "num_batches" in name}
+        )
+        # Normalisation layers are frozen in Detectron2: they have buffers where we have parameters.
+        norms = {name for name, _ in model.named_parameters() if ".bn" in name or ".downsample.1." in name}
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        expected = {self._our_name(name, lowest) for name in case["frozen_params"]} | norms
+        wrong = [f"{name}: {'frozen' if name in frozen else 'trained'}" for name in frozen ^ expected]
+
+        batch = self.detectron2_batch(case)
+        model.eval()
+        with torch.no_grad():
+            levels = model.neck(model.backbone(batch.images))
+        for level, (name, reference) in zip(levels, case["inference"]["features"].items(), strict=True):
+            error = self.feature_error(level, reference)
+            if error > FEATURE_TOLERANCE:
+                wrong.append(f"features {name}: off by {error:.2g} of their deviation")
+
+        found = self.predict(model, batch)
+        if "proposals" in case["inference"]:
+            reference = case["inference"]["proposals"]
+            scores = torch.tensor(reference["objectness_logits"]).sigmoid().tolist()
+            reference |= {"scores": scores, "labels": [0] * len(scores)}
+        else:
+            reference = case["inference"]["detections"]
+            reference |= {"labels": reference["classes"], "mask_rle": reference.get("mask_rle_first5")}
+        wrong += self.detections(reference, found)
+
+        train = case["train"]
+        losses = train.get("losses_bitmask", train["losses"])
+        losses = {DETECTRON2_LOSSES.get(name, name): value for name, value in losses.items()}
+        wrong += self.compare("loss", self.backward(model, batch), losses, LOSS_TOLERANCE)
+        squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
+        norm = {"norm": sum(squares) ** 0.5}
+        return wrong + self.compare("gradient", norm, {"norm": train["grad_norm"]}, GRADIENT_TOLERANCE)
+
+    def detectron2_batch(self, case):
+        """Return the picture, targets and proposals of a Detectron2 case, normalised as it says."""
+        height, width = case["input"]["height"], case["input"]["width"]
+        pixels = torch.from_numpy(self.rule.make_image_detectron2(height, width, case["input"]["seed"]))
+        model = case["cfg"]["MODEL"]
+        mean, std = (torch.tensor(model[key])[:, None, None] for key in ("PIXEL_MEAN", "PIXEL_STD"))
+        objects = map(torch.from_numpy, self.rule.make_targets(height, width, 80))
+        proposals, _ = self.rule.make_proposals_detectron2(height, width)
+        target = Target(*objects, proposals=torch.from_numpy(proposals))
+        return Batch(((pixels - mean) / std)[None], torch.tensor([[height, width]]), [target])
+
+    def _our_name(self, name, lowest):
+        for pattern, replacement in DETECTRON2_NAMES:
+            name = re.sub(pattern, replacement, name)
+        return re.sub(r"^(neck\.\w+\.)(\d)", lambda match: f"{match[1]}{int(match[2]) - lowest}", name)
 
     def losses(self, case, model, batch):
         """Compare losses by name, and the norms of the gradients of their sum."""
