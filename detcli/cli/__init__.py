@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from detcli import __version__
 from detcli.cli.config import config
+from detcli.cli.data import app as data
 from detcli.cli.eval import eval
 from detcli.cli.list import list_names
 from detcli.cli.new import app as new
@@ -28,6 +29,7 @@ app.command()(eval)
 app.command()(predict)
 app.command()(config)
 app.command("list")(list_names)
+app.add_typer(data, name="data")
 app.add_typer(new, name="new")
 
 
@@ -72,11 +74,11 @@ def main() -> None:
 
 
 def _command() -> Any:
-    """Return the command; its own help is plain and that of its subcommands in panels, since rich is slow."""
+    """Return the command; groups have plain help and commands panels, since rich is slow to import."""
     group: Any = get_command(app)
     for command in group.commands.values():
-        for shown in (command, *getattr(command, "commands", {}).values()):
-            shown.rich_markup_mode = "rich"
+        for leaf in getattr(command, "commands", {"": command}).values():
+            leaf.rich_markup_mode = "rich"
     return group
 
 
@@ -85,7 +87,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, CLICK_ERROR):
         context: Any = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(context.get_help())
+            typer.echo(error.format_message())
             return 2
         see = f" See `{context.command_path} --help`." if context else ""
         message, status = f"{error.format_message()}{see}", 2

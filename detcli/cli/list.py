@@ -41,7 +41,7 @@ def list_names(
 
 
 def _about(slot: str, name: str, found: Found) -> str:
-    """Return a line on one name: its own summary, or that of its plugin's paper."""
+    """Return a line on one name: its own summary, or the title of its plugin, and the paper."""
     from detcli.registry import find, find_overlay, find_recipe, find_schedule
 
     if slot == "recipes":
@@ -52,9 +52,8 @@ def _about(slot: str, name: str, found: Found) -> str:
         return overlay.summary or f"on {overlay.recipe}"
     if slot == "schedules":
         return _schedule(find_schedule(name).get("sched", {}))
-    part = find(slot, name)
-    paper = f"{found.plugin.title} (arXiv {found.plugin.arxiv})" if found.plugin.arxiv else found.plugin.title
-    return part.summary or paper
+    about = find(slot, name).summary or found.plugin.title
+    return f"{about} (arXiv {found.plugin.arxiv})" if found.plugin.arxiv else about
 
 
 def _schedule(sched: Any) -> str:

@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Start something new.")
-
-
-@app.callback()
-def new() -> None:
-    """Start something new: a plugin."""
+app = typer.Typer(help="Start something new: a plugin.", no_args_is_help=True)
 
 
 @app.command()

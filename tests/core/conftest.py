@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from detcli import registry
+from detcli import registry, signature
 
 MANIFEST = """
 from detcli.plugin import Overlay, Part, Plugin, Recipe
@@ -87,14 +87,15 @@ def plugin_package(tmp_path, monkeypatch):
         return folder
 
     yield write
-    for name in packages:
-        sys.modules.pop(name, None)
+    for module in [module for module in sys.modules if module.partition(".")[0] in packages]:
+        del sys.modules[module]
     _forget()
 
 
 def _forget():
     registry.plugins.cache_clear()
     registry._index.cache_clear()
+    signature.read.cache_clear()
 
 
 @pytest.fixture
