@@ -1,11 +1,11 @@
 """A class and a box for each proposal of a file that another model wrote."""
 
-from detcli.plugin import Plugin, Recipe
+from detcli.plugin import Part, Plugin, Recipe
 
 plugin = Plugin(
     name="fast_rcnn",
     title="Fast R-CNN",
     arxiv="1504.08083",
-    models={"fast_rcnn": ".model:fast_rcnn"},
+    models={"fast_rcnn": Part(".model:fast_rcnn", summary="a class and a box for each proposal of a file")},
     recipes=[Recipe("fast_rcnn", summary="on a feature pyramid, with proposals from a file")],
 )

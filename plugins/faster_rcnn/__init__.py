@@ -1,6 +1,6 @@
 """Two stages: a region proposal network, then a class and a box for each proposal."""
 
-from detcli.plugin import Plugin, Recipe
+from detcli.plugin import Part, Plugin, Recipe
 
 MSTRAIN = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
 
@@ -23,7 +23,9 @@ plugin = Plugin(
     name="faster_rcnn",
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
     arxiv="1506.01497",
-    models={"faster_rcnn": ".model:faster_rcnn"},
+    models={
+        "faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")
+    },
     recipes=[
         Recipe("faster_rcnn", summary="on a feature pyramid"),
         Recipe(

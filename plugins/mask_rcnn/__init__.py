@@ -1,6 +1,6 @@
 """Faster R-CNN with a mask for each detection."""
 
-from detcli.plugin import Plugin, Recipe
+from detcli.plugin import Part, Plugin, Recipe
 
 MSTRAIN = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
 
@@ -8,7 +8,7 @@ plugin = Plugin(
     name="mask_rcnn",
     title="Mask R-CNN",
     arxiv="1703.06870",
-    models={"mask_rcnn": ".model:mask_rcnn"},
+    models={"mask_rcnn": Part(".model:mask_rcnn", summary="Faster R-CNN with a mask for each detection")},
     recipes=[
         Recipe("mask_rcnn", summary="on a feature pyramid"),
         Recipe(
