@@ -21,7 +21,9 @@ def eval(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     evaluator: options.Evaluator = "",
-    out: Annotated[Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")
+    ] = None,
 ) -> None:
     """Measure a trained model: AP of boxes and masks, AR of proposals, in all and by class.
 

@@ -15,7 +15,9 @@ def predict(
     paths: Annotated[
         list[str] | None, typer.Argument(help="Pictures, videos, folders or globs.", metavar="PATH…")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for annotated pictures and results.json.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="The folder for annotated pictures and results.json.")] = Path(
+        "predictions"
+    ),
     score: Annotated[float, typer.Option(help="The lowest score that is kept, 0 to 1.", min=0, max=1)] = 0.3,
     classes: Annotated[
         list[str] | None, typer.Option(help="A class that is kept; may be given again. All without.")
@@ -46,7 +48,9 @@ def predict(
     if precision not in ("fp32", *DTYPES):
         raise unknown("precision", precision, ["fp32", *DTYPES])
     if bool(data) != bool(proposals):
-        raise UsageError("--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`.")
+        raise UsageError(
+            "--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`."
+        )
     if bool(paths) == bool(data):
         raise UsageError("give pictures, videos or folders to detect in: `detcli predict CHECKPOINT PATH…`.")
     console = Console(stderr=True)
@@ -57,7 +61,11 @@ def predict(
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("proposing", total=None)
             pictures, boxes = propose(
-                predictor, data, split, proposals, lambda done, total: progress.update(task, completed=done, total=total)
+                predictor,
+                data,
+                split,
+                proposals,
+                lambda done, total: progress.update(task, completed=done, total=total),
             )
         print(f"{proposals}: {boxes} proposals for {pictures} pictures")
         return

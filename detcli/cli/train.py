@@ -29,11 +29,15 @@ def train(
     val: options.Val = "",
     images: options.Images = "",
     skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave out pictures that can't be read.", rich_help_panel=options.DATA)
+        bool,
+        typer.Option(
+            "--skip-bad-images", help="Leave out pictures that can't be read.", rich_help_panel=options.DATA
+        ),
     ] = False,
     batch: options.Batch = None,
     accumulate: Annotated[
-        int | None, typer.Option(help="Parts that a step's batch is split into.", rich_help_panel=options.SPEED)
+        int | None,
+        typer.Option(help="Parts that a step's batch is split into.", rich_help_panel=options.SPEED),
     ] = None,
     workers: options.Workers = None,
     device: options.Device = "",
@@ -48,7 +52,9 @@ def train(
         float | None,
         typer.Option(help="Decay of a moving average of the weights, as 0.999.", rich_help_panel=options.RUN),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of everything random.", rich_help_panel=options.RUN)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of everything random.", rich_help_panel=options.RUN)
+    ] = None,
     eval_every: Annotated[
         int | None, typer.Option(help="Evaluate every so many epochs (or steps); 0: only at the end.")
     ] = None,
@@ -60,7 +66,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL without.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this folder, with its own config and what is given here.")
+        Path | None,
+        typer.Option(help="Continue the run in this folder, with its own config and what is given here."),
     ] = None,
 ) -> None:
     """Train a model, evaluate it and show what it learned.
@@ -101,16 +108,22 @@ def train(
     console = Console()
     if resume:
         if model or backbone or neck or sched or overlays or config or weights or out:
-            raise UsageError("--resume takes model, schedule and folder from the run; leave out MODEL and what shapes it.")
+            raise UsageError(
+                "--resume takes model, schedule and folder from the run; leave out MODEL and what shapes it."
+            )
         checkpoint = open_checkpoint(resume / "last.safetensors" if resume.is_dir() else resume)
         if checkpoint.training is None:
-            raise UsageError(f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors.")
+            raise UsageError(
+                f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors."
+            )
         run_config = revise(checkpoint.config, settings=settings or [], flags=flags)
         folder = checkpoint.path.parent
     else:
         checkpoint = None
         if not model:
-            raise UsageError("which model? `detcli list recipes` shows them; `detcli train --resume RUN` continues a run.")
+            raise UsageError(
+                "which model? `detcli list recipes` shows them; `detcli train --resume RUN` continues a run."
+            )
         run_config = resolve(
             model,
             backbone=backbone or None,
@@ -126,4 +139,7 @@ def train(
     run_config = lengthened(run_config, epochs=epochs, iters=iters)
     evaluation = run(run_config, folder, console, checkpoint)
     show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
-    console.print(f"{folder}: checkpoints, metrics.json, metrics.jsonl, losses.png, ap.png and pictures/", highlight=False)
+    console.print(
+        f"{folder}: checkpoints, metrics.json, metrics.jsonl, losses.png, ap.png and pictures/",
+        highlight=False,
+    )

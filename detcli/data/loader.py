@@ -164,6 +164,8 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
+        # Without a generator of its own, each pass would draw from torch's, and a resumed run would differ.
+        generator=torch.Generator(),
         # Workers that are forked share the annotations' memory instead of each reading a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )

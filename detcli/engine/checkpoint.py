@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcli.config import RunConfig, load
 from detcli.errors import DetcliError
@@ -102,7 +101,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         found = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
         if not found:
-            raise DetcliError(f"{path} is a folder without a checkpoint. Give a .safetensors file or a run folder.")
+            raise DetcliError(
+                f"{path} is a folder without a checkpoint. Give a .safetensors file or a run folder."
+            )
         path = found[0]
     if not path.is_file():
         raise DetcliError(f"there is no checkpoint {path}.{_others_beside(path)}")
@@ -115,37 +116,22 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"Give a file that `detcli train` wrote."
         ) from None
     if "detcli" not in metadata:
-        raise DetcliError(f"{path} holds tensors but not the config of a detcli model. It was not saved by `detcli train`.")
+        raise DetcliError(
+            f"{path} holds tensors but not the config of a detcli model. It was not saved by `detcli train`."
+        )
     try:
         header = json.loads(metadata["detcli"])
         classes = ClassMap(tuple(header["classes"]["names"]), tuple(header["classes"]["ids"]))
         if header["format"] > FORMAT:
-            raise DetcliError(f"{path} was written by a newer detcli (format {header['format']}). Upgrade detcli to read it.")
+            raise DetcliError(
+                f"{path} was written by a newer detcli (format {header['format']}). Upgrade detcli to read it."
+            )
         config = load(header["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DetcliError(f"{path} has a damaged description: {error!r}. Save or download it again.") from None
+        raise DetcliError(
+            f"{path} has a damaged description: {error!r}. Save or download it again."
+        ) from None
     return Checkpoint(path, config, classes, header.get("metrics") or {}, header.get("training"))
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load `weights` into `model`, strictly.
-
-    Raises `DetcliError` listing names that are missing, left over or of another shape; the model is then unchanged.
-    """
-    own = model.state_dict()
-    problems = [
-        *(f"{name} is missing" for name in own if name not in weights),
-        *(f"{name} is not in this model" for name in weights if name not in own),
-        *(
-            f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-            for name, value in own.items()
-            if name in weights and weights[name].shape != value.shape
-        ),
-    ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise DetcliError(f"{origin} does not fit this model: {'; '.join(problems[:4])}{more}.")
-    model.load_state_dict(dict(weights))
 
 
 def _umask() -> int:

@@ -17,7 +17,11 @@ from detcli.eval.results import rescale_boxes, to_coco
 from detcli.nn.detector import Detector
 from detcli.structures import Detections, ImageInfo
 
-KINDS: dict[str, Literal["bbox", "segm", "proposal"]] = {"box": "bbox", "mask": "segm", "proposal": "proposal"}
+KINDS: dict[str, Literal["bbox", "segm", "proposal"]] = {
+    "box": "bbox",
+    "mask": "segm",
+    "proposal": "proposal",
+}
 
 
 @dataclass(slots=True)
@@ -83,7 +87,9 @@ def evaluate_model(
         if task == "mask" and not dataset.has_masks:
             evaluation.notes.append("mask AP was not measured: the data have no masks")
             continue
-        result: Result = evaluate(ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator)
+        result: Result = evaluate(
+            ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator
+        )
         evaluation.metrics |= result.metrics
         evaluation.per_class[task] = result.per_class
         evaluation.notes += result.notes

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from detcli.config import InputConfig, RunConfig
-from detcli.engine.checkpoint import Checkpoint, load_weights, open_checkpoint
+from detcli.engine.checkpoint import Checkpoint, open_checkpoint
 from detcli.errors import DetcliError
 from detcli.nn.detector import Detector
+from detcli.nn.weights import load_backbone, load_weights
 from detcli.registry import build, find
 from detcli.structures import Batch, ClassMap
 
@@ -29,12 +30,12 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
     if config.weights == "none":
         return "random weights"
     if config.weights == "imagenet":
-        from detcli.nn.weights import load_backbone
-
         backbone = config.model["backbone"]["name"]
         url = find("backbones", backbone).weights
         if url is None:
-            raise DetcliError(f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`.")
+            raise DetcliError(
+                f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`."
+            )
         load_backbone(model.backbone, url)
         return f"ImageNet weights of {backbone}"
     checkpoint = open_checkpoint(config.weights)

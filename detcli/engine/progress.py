@@ -19,7 +19,9 @@ PLAIN_INTERVAL = 10.0
 class Reporter:
     """Shows the figures of a run and writes them to `folder`/metrics.jsonl; use it as a context manager."""
 
-    def __init__(self, folder: Path, console: Console, total: int, *, start: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, console: Console, total: int, *, start: int = 0, tensorboard: bool = False
+    ) -> None:
         self.console = console
         self.total = total
         self.started = time.monotonic()
@@ -45,7 +47,9 @@ class Reporter:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
         self.file.close()
         if self.writer:
@@ -54,7 +58,9 @@ class Reporter:
     def training(self, step: int, epoch: str, figures: dict[str, float]) -> None:
         """Report the figures of the steps up to `step`: losses, lr, images/s, the share of time spent waiting for data, memory."""
         self._record("train", step, figures)
-        losses = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if "loss" in name)
+        losses = " ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if "loss" in name
+        )
         shown = (
             f"{losses}  {figures['images_per_second']:.1f} img/s  "
             f"data {figures['data_share']:.0%}  {figures['memory_gb']:.1f} GB"
@@ -64,7 +70,9 @@ class Reporter:
         if not self.console.is_terminal and (now - self.said > PLAIN_INTERVAL or step == self.total):
             self.said = now
             left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
-            self.console.print(f"{epoch}  {step}/{self.total}  {_clock(left)} left  {shown}", soft_wrap=True, highlight=False)
+            self.console.print(
+                f"{epoch}  {step}/{self.total}  {_clock(left)} left  {shown}", soft_wrap=True, highlight=False
+            )
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Report the figures of an evaluation after `step`."""
@@ -97,5 +105,7 @@ def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise DetcliError("TensorBoard is not installed. Run `pip install tensorboard`, or leave out --tensorboard.") from None
+        raise DetcliError(
+            "TensorBoard is not installed. Run `pip install tensorboard`, or leave out --tensorboard."
+        ) from None
     return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]

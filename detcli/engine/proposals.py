@@ -25,7 +25,9 @@ def propose(
     Boxes are in the pictures' own pixels, without augmentation. Raises `UsageError` when the model makes no proposals.
     """
     if "proposal" not in predictor.model.tasks:
-        raise UsageError(f"{predictor.path} is a {predictor.config.recipe}, which makes no proposals. Give an rpn checkpoint.")
+        raise UsageError(
+            f"{predictor.path} is a {predictor.config.recipe}, which makes no proposals. Give an rpn checkpoint."
+        )
     if split not in ("train", "val"):
         raise unknown("split", split, ["train", "val"])
     config = revise(predictor.config, flags={"data.source": source, "data.train": "", "data.val": ""})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detcli.config import RunConfig
 from detcli.data import make_loader, open_dataset
-from detcli.engine.checkpoint import Checkpoint, load_weights, save_checkpoint
+from detcli.engine.checkpoint import Checkpoint, save_checkpoint
 from detcli.engine.device import autocast, find_device, memory_in_use
 from detcli.engine.ema import MovingAverage
 from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
@@ -28,6 +28,7 @@ from detcli.engine.outputs import write_evaluation
 from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
 from detcli.errors import DetcliError
+from detcli.nn.weights import load_weights
 from detcli.structures import Batch
 
 LOG_EVERY = 20
@@ -51,7 +52,9 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     """
     options = config.train
     if options.batch % options.accumulate:
-        raise DetcliError(f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts.")
+        raise DetcliError(
+            f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts."
+        )
     torch.manual_seed(options.seed)
     device = find_device(options.device)
     with torch.device("meta"):
@@ -101,7 +104,11 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
         f"[bold]{config.recipe}[/] on {len(dataset)} pictures of {len(dataset.classes)} classes, "
         f"evaluated on {len(val)}; {origin}; {trained / 1e6:.1f} M trained parameters; {device}, {options.precision}"
     )
-    scaling = f"{config.optim.lr:g} for {config.optim.batch} images, scaled linearly" if config.optim.batch else "as given"
+    scaling = (
+        f"{config.optim.lr:g} for {config.optim.batch} images, scaled linearly"
+        if config.optim.batch
+        else "as given"
+    )
     console.print(
         f"learning rate {lr:g} for {options.batch} images a step ({scaling}); "
         f"{rate.total} steps, {steps_per_epoch} an epoch"
@@ -152,7 +159,9 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
             if state.step % LOG_EVERY == 0 or ends_epoch or finished:
                 epoch = state.step / steps_per_epoch
                 figures = {"epoch": round(epoch, 3), "lr": current_lr, **meter.read()}
-                report.training(state.step, f"epoch {math.ceil(epoch)}/{math.ceil(rate.total / steps_per_epoch)}", figures)
+                report.training(
+                    state.step, f"epoch {math.ceil(epoch)}/{math.ceil(rate.total / steps_per_epoch)}", figures
+                )
                 if not math.isfinite(figures["loss"]):
                     raise DetcliError(
                         f"the loss is {figures['loss']} at iteration {state.step}; nothing after the last checkpoint was saved. "
@@ -316,7 +325,9 @@ def _restore(
     if average:
         load_weights(average.model, weights, str(checkpoint.path))
         average.updates = header["ema_updates"]
-        raw = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        raw = {
+            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
+        }
         weights = raw or weights
     load_weights(model, weights, str(checkpoint.path))
     states: dict[int, dict[str, Tensor]] = {}

@@ -1,9 +1,10 @@
-"""ImageNet weights of backbones."""
+"""Loading weights, strictly: a whole model's, or those of a backbone that was trained on ImageNet."""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detcli.download import fetch
-from detcli.engine.checkpoint import load_weights
 from detcli.errors import DetcliError
 
 UNUSED = re.compile(r"fc\.|conv1\.bias$")
@@ -21,6 +21,27 @@ UNUSED = re.compile(r"fc\.|conv1\.bias$")
 
 COUNTER = ".num_batches_tracked"
 """A batch norm's counter, which files from before PyTorch 0.4.1 lack; it keeps its 0 then."""
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load `weights` into `model`, strictly.
+
+    Raises `DetcliError` listing names that are missing, left over or of another shape; the model is then unchanged.
+    """
+    own = model.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not in this model" for name in weights if name not in own),
+        *(
+            f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in weights and weights[name].shape != value.shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise DetcliError(f"{origin} does not fit this model: {'; '.join(problems[:4])}{more}.")
+    model.load_state_dict(dict(weights))
 
 
 def load_backbone(backbone: nn.Module, url: str) -> None:

@@ -12,7 +12,14 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 90, "name": "bar"}]
-TINY = ["--set", "model.neck.out_channels=16", "--set", "data.resize=[[160,128]]", "--set", "data.test_resize=[160,128]"]
+TINY = [
+    "--set",
+    "model.neck.out_channels=32",
+    "--set",
+    "data.resize=[[160,128]]",
+    "--set",
+    "data.test_resize=[160,128]",
+]
 TINY_RUN = [*TINY, "--sched", "demo", "--iters", "3", "--batch", "2", "--workers", "0", "--backbone", "r18"]
 
 
@@ -116,7 +123,9 @@ def test_it_trains_evaluates_and_predicts(folder, run, tmp_path):
     assert {result["category_id"] for result in results} <= {7, 90}
     assert {result["image_id"] for result in results} <= {number * 11 for number in range(1, 9)}
 
-    printed = detcli("predict", run, folder / "val", "--out", tmp_path / "out", "--score", "0", "--batch", "3")
+    printed = detcli(
+        "predict", run, folder / "val", "--out", tmp_path / "out", "--score", "0", "--batch", "3"
+    )
     assert "in 8 pictures" in printed
     predicted = json.loads((tmp_path / "out" / "results.json").read_text())
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == sorted(
@@ -181,7 +190,11 @@ def test_mistakes_are_one_line(folder, run, tmp_path):
         (["train", "atss", "--data", tmp_path / "none.json"], 2, "none.json"),
         (["train", "atss", "--data", folder, "--out", run], 1, "already holds a run"),
         (["eval", tmp_path / "none.safetensors", "--data", folder], 1, "none.safetensors"),
-        (["eval", folder / "annotations" / "instances_val.json", "--data", folder], 1, "not a readable safetensors"),
+        (
+            ["eval", folder / "annotations" / "instances_val.json", "--data", folder],
+            1,
+            "not a readable safetensors",
+        ),
         (["eval", run, "--data", "shapes"], 1, "disc"),
         (["predict", run, tmp_path / "nothing-here"], 1, "nothing-here"),
         (["predict", run, folder / "val", "--device", "cuda:9"], 1, "cuda:9"),

@@ -5,12 +5,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from detcli.config import RunConfig
-from detcli.engine.checkpoint import load_weights, open_checkpoint, save_checkpoint
+from detcli.config import resolve
+from detcli.engine.checkpoint import open_checkpoint, save_checkpoint
 from detcli.errors import DetcliError
+from detcli.nn.weights import load_weights
 from detcli.structures import ClassMap
 
-CONFIG = RunConfig(recipe="atss", model={"name": "atss", "backbone": {"name": "r18"}})
+CONFIG = resolve("atss", backbone="r18").config
 CLASSES = ClassMap(("cat", "dog"), (17, 18))
 
 
@@ -18,7 +19,9 @@ CLASSES = ClassMap(("cat", "dog"), (17, 18))
 def saved(tmp_path):
     path = tmp_path / "model.safetensors"
     weights = {"backbone.weight": torch.arange(6.0).reshape(2, 3).t(), "count": torch.tensor(3)}
-    save_checkpoint(path, weights, CONFIG, CLASSES, {"box_AP": 12.5}, {"step": 4}, {"optimizer.0.step": torch.ones(1)})
+    save_checkpoint(
+        path, weights, CONFIG, CLASSES, {"box_AP": 12.5}, {"step": 4}, {"optimizer.0.step": torch.ones(1)}
+    )
     return path, weights
 
 
@@ -55,7 +58,9 @@ def test_foreign_and_missing_files_are_named(saved, tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DetcliError, match="not the config of a detcli model"):
         open_checkpoint(tmp_path / "other.safetensors")
-    with pytest.raises(DetcliError, match=r"no checkpoint .*none\.safetensors\. Beside it: model\.safetensors, other"):
+    with pytest.raises(
+        DetcliError, match=r"no checkpoint .*none\.safetensors\. Beside it: model\.safetensors, other"
+    ):
         open_checkpoint(tmp_path / "none.safetensors")
     header = json.dumps({"format": 99, "config": {}, "classes": {"names": [], "ids": []}})
     save_file({"x": torch.ones(1)}, tmp_path / "new.safetensors", metadata={"detcli": header})

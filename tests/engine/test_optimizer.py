@@ -9,14 +9,22 @@ from torch import nn
 from detcli.config import OptimConfig, ScheduleConfig
 from detcli.engine.optimizer import LearningRate, build_optimizer, parameter_groups, scaled_lr
 
-RATES = json.loads(gzip.decompress((Path(__file__).parent / "data/detectron2_learning_rates.json.gz").read_bytes()))
+RATES = json.loads(
+    gzip.decompress((Path(__file__).parent / "data/detectron2_learning_rates.json.gz").read_bytes())
+)
 
 
 @pytest.mark.parametrize("name", sorted(RATES))
 def test_step_schedule_gives_detectron2_learning_rates(name):
     _, lr, drops, length, warmup, ratio, gamma, _ = RATES[name]["settings"]
     sched = ScheduleConfig(
-        unit="iter", length=length, drops=drops, gamma=gamma, warmup="linear", warmup_iters=warmup, warmup_ratio=ratio
+        unit="iter",
+        length=length,
+        drops=drops,
+        gamma=gamma,
+        warmup="linear",
+        warmup_iters=warmup,
+        warmup_ratio=ratio,
     )
     rate = LearningRate(sched, steps_per_epoch=7)
     expected = RATES[name]["lr_at_iteration"]

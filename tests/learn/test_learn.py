@@ -41,7 +41,19 @@ def detcli(*arguments):
 
 def learn(method, folder, *arguments):
     started = time.monotonic()
-    detcli("train", method, "--backbone", "r18", "--data", "shapes", "--sched", "demo", "--out", folder, *arguments)
+    detcli(
+        "train",
+        method,
+        "--backbone",
+        "r18",
+        "--data",
+        "shapes",
+        "--sched",
+        "demo",
+        "--out",
+        folder,
+        *arguments,
+    )
     metrics = json.loads((folder / "metrics.json").read_text())
     figures = {name: metrics[name] for name in (FIGURES if FULL else SHORT_FIGURES)[method]}
     print(f"{method}: {figures} in {time.monotonic() - started:.0f} s")
