@@ -5,8 +5,10 @@ recipe's schedule < recipe < ``--with`` < ``--config`` < ``--sched`` < random we
 Dicts merge, lists replace.
 
 A schedule that is asked for stands above the recipe, since it is the user's word, and sets only what it is
-about: a recipe's warm-up survives ``--sched 2x``. When the weights end up as ``none``, the backbone is
-trained whole, since random weights can't be frozen, unless a flag, ``--set`` or ``--config`` says otherwise.
+about: a recipe's warm-up survives ``--sched 2x``, of a schedule's model settings only those apply that the
+model has, and a recipe may add its own ``under`` a schedule. When the weights end up as ``none``, the
+backbone is trained whole, since random weights can't be frozen, unless a flag, ``--set`` or ``--config`` says
+otherwise.
 
 A builder's signature is the schema of its arguments, read without importing it; nothing here imports torch.
 """
@@ -387,7 +389,8 @@ def _present(model: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, An
     """Return those of a schedule's `settings` that `model` has an argument for: a model may lack a neck."""
     known = _parameters("models", model["name"], "model")
     have = {
-        name: model.get(name, _preset("models", model["name"], parameter)[0]) for name, parameter in known.items()
+        name: model.get(name, _preset("models", model["name"], parameter)[0])
+        for name, parameter in known.items()
     }
     return {key: value for key, value in settings.items() if have.get(key) is not None}
 

@@ -22,9 +22,16 @@ plugin = Plugin(
     schedules={
         "short": {"sched": {"length": 3, "drops": [2]}},
         "scratch": {"weights": "none", "sched": {"length": 5}},
+        "slim": {"model": {"neck": {"num_outs": 3}}, "optim": {"lr": 0.1}},
     },
     recipes=[
-        Recipe("toy", sched="short", args={"depth": 2}, sched_args={"warmup_iters": 7}),
+        Recipe(
+            "toy",
+            sched="short",
+            args={"depth": 2},
+            sched_args={"warmup_iters": 7},
+            under={"slim": {"optim": {"lr": 0.3}}},
+        ),
         Recipe("toy_wide", model="toy", backbone={"name": "tiny", "width": 8}, sched="short"),
         Recipe("toy_two", sched="short"),
     ],

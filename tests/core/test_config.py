@@ -55,6 +55,18 @@ def test_a_recipes_own_schedule_is_below_it_and_absent_when_another_is_asked_for
     assert resolve("toy", sched="scratch").config.sched.drops == ScheduleConfig().drops
 
 
+def test_a_schedule_sets_what_the_model_has_and_a_recipe_has_the_last_word_under_it():
+    found = resolve("toy", sched="slim")
+    assert (found.config.model["neck"]["num_outs"], found.config.optim.lr) == (3, 0.3)
+    assert found.origins["model.neck.num_outs"] == "schedule slim"
+    assert found.origins["optim.lr"] == "recipe toy under slim"
+    without_neck = resolve("toy_two", sched="slim").config
+    assert ("neck" in without_neck.model, without_neck.optim.lr) == (False, 0.1)
+    assert (
+        resolve("toy", sched="slim", settings=["model.neck.num_outs=4"]).config.model["neck"]["num_outs"] == 4
+    )
+
+
 def test_another_name_keeps_the_arguments_that_the_new_part_has_too():
     found = resolve("toy", neck="tower", settings=["model.neck.floors=3"])
     assert found.config.model["neck"] == {"name": "tower", "num_outs": 6, "floors": 3}
