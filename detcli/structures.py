@@ -113,7 +113,8 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Detections:
-        return Detections(*(None if value is None else value[index] for value in _fields(self)))
+        chosen: list[Any] = [None if value is None else value[index] for value in _fields(self)]
+        return Detections(*chosen)
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with every tensor on `device`."""

@@ -11,7 +11,9 @@ from detcli.cli import options
 
 
 def eval(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.", metavar="CHECKPOINT")
+    ],
     data: options.Data = "",
     val: options.Val = "",
     images: options.Images = "",
@@ -19,8 +21,8 @@ def eval(
     batch: options.Batch = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    evaluator: options.Evaluator = "",
+    precision: options.Precision = None,
+    evaluator: options.Evaluator = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")
     ] = None,
@@ -29,15 +31,13 @@ def eval(
 
     detcli eval runs/demo --data shapes
     """
-    from typing import cast
-
     from rich.console import Console
     from rich.progress import Progress
 
     from detcli.config import revise
     from detcli.data import open_dataset
     from detcli.engine.checkpoint import open_checkpoint
-    from detcli.engine.device import Precision, find_device
+    from detcli.engine.device import find_device
     from detcli.engine.evaluate import evaluate_model
     from detcli.engine.model import load_model
     from detcli.engine.outputs import write_evaluation
@@ -51,7 +51,6 @@ def eval(
         data__workers=workers,
         eval__batch=batch,
         eval__evaluator=evaluator,
-        train__precision=precision,
     )
     if data:
         flags |= {"data.train": "", "data.val": val}
@@ -67,7 +66,7 @@ def eval(
             dataset,
             config,
             target,
-            precision=cast(Precision, config.train.precision),
+            precision=precision or "fp32",
             show=config.eval.show,
             advance=lambda done, total: progress.update(task, completed=done),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,8 +55,14 @@ Images = Annotated[str, typer.Option(help="Where the pictures of a JSON file are
 Batch = Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=SPEED)]
 Workers = Annotated[int | None, typer.Option(help="Processes that load pictures.", rich_help_panel=SPEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=SPEED)]
-Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=SPEED)]
-Evaluator = Annotated[str, typer.Option(help="faster or pycocotools; both give the same figures.")]
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option(help="The type of most arithmetic; fp32 without.", rich_help_panel=SPEED),
+]
+Evaluator = Annotated[
+    Literal["faster", "pycocotools"] | None,
+    typer.Option(help="What measures AP; both give the same figures."),
+]
 
 
 def given(**values: Any) -> dict[str, Any]:

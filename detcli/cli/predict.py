@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,9 +11,11 @@ from detcli.cli import options
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors checkpoint, or a run's folder.", metavar="CHECKPOINT")
+    ],
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Pictures, videos, folders or globs.", metavar="PATH…")
+        list[str] | None, typer.Argument(help="Pictures, videos, folders or globs.", metavar="PATH")
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for annotated pictures and results.json.")] = Path(
         "predictions"
@@ -24,29 +26,24 @@ def predict(
     ] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 1,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = None,
     proposals: Annotated[
         Path | None, typer.Option(help="With --data: write proposals for Fast R-CNN to this file instead.")
     ] = None,
     data: options.Data = "",
-    split: Annotated[str, typer.Option(help="With --data: train or val.")] = "val",
+    split: Annotated[Literal["train", "val"], typer.Option(help="With --data: which part.")] = "val",
 ) -> None:
     """Detect in pictures and videos with a trained model.
 
     detcli predict runs/demo pictures/ --out predictions
     """
-    from typing import cast
-
     from rich.console import Console
     from rich.progress import Progress
 
-    from detcli.engine.device import DTYPES, Precision
     from detcli.engine.predict import find_inputs, predict_files
     from detcli.engine.predictor import load
-    from detcli.errors import UsageError, unknown
+    from detcli.errors import UsageError
 
-    if precision not in ("fp32", *DTYPES):
-        raise unknown("precision", precision, ["fp32", *DTYPES])
     if bool(data) != bool(proposals):
         raise UsageError(
             "--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`."
@@ -54,7 +51,7 @@ def predict(
     if bool(paths) == bool(data):
         raise UsageError("give pictures, videos or folders to detect in: `detcli predict CHECKPOINT PATH…`.")
     console = Console(stderr=True)
-    predictor = load(checkpoint, device, cast(Precision, precision))
+    predictor = load(checkpoint, device, precision or "fp32")
     if proposals:
         from detcli.engine.proposals import propose
 

@@ -41,7 +41,7 @@ def train(
     ] = None,
     workers: options.Workers = None,
     device: options.Device = "",
-    precision: options.Precision = "",
+    precision: options.Precision = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile backbone and neck.", rich_help_panel=options.SPEED)
     ] = False,
@@ -61,7 +61,7 @@ def train(
     early_stop: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without a better figure.")
     ] = None,
-    evaluator: options.Evaluator = "",
+    evaluator: options.Evaluator = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files, too.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL without.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")] = False,

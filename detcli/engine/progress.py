@@ -108,4 +108,4 @@ def _summary_writer(folder: Path) -> Any:
         raise DetcliError(
             "TensorBoard is not installed. Run `pip install tensorboard`, or leave out --tensorboard."
         ) from None
-    return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"))

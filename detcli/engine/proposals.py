@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,12 +14,12 @@ from detcli.data.proposals import write_proposals
 from detcli.engine.device import autocast
 from detcli.engine.model import Normalizer
 from detcli.engine.predictor import Predictor
-from detcli.errors import UsageError, unknown
+from detcli.errors import UsageError
 from detcli.eval.results import rescale_boxes
 
 
 def propose(
-    predictor: Predictor, source: str, split: str, path: Path, advance: Callable[[int, int], None]
+    predictor: Predictor, source: str, split: Literal["train", "val"], path: Path, advance: Callable[[int, int], None]
 ) -> tuple[int, int]:
     """Write the proposals for the `split` of the data at `source` to `path`; return the numbers of pictures and of boxes.
 
@@ -28,8 +29,6 @@ def propose(
         raise UsageError(
             f"{predictor.path} is a {predictor.config.recipe}, which makes no proposals. Give an rpn checkpoint."
         )
-    if split not in ("train", "val"):
-        raise unknown("split", split, ["train", "val"])
     config = revise(predictor.config, flags={"data.source": source, "data.train": "", "data.val": ""})
     dataset = open_dataset(config.data, split, config.input, classes=predictor.classes, augment=False)
     loader = make_loader(
