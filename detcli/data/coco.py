@@ -26,6 +26,9 @@ from detcli.data.annotations import (
 from detcli.data.images import TURNED, Pixels, load_image, read_header, upright_size
 from detcli.errors import DetcliError
 
+FARTHEST = 1e6
+"""The greatest coordinate of a polygon, in pixels, that is taken for one."""
+
 Split = Literal["train", "val"]
 Report = Callable[[str], Any]
 
@@ -69,6 +72,8 @@ def locate(source: Path, split: Split, images: str = "") -> Located:
         for folder in ("images", "data", "JPEGImages"):
             roots |= dict.fromkeys([*(base / folder / name for name in names), base / folder])
         roots[base] = None
+    for base in (path.parent, path.parent.parent) if path.parent.name == "annotations" else (path.parent,):
+        roots |= dict.fromkeys(sorted(inside for inside in base.iterdir() if inside.is_dir()))
     return Located(path, tuple(roots), own)
 
 
@@ -288,7 +293,7 @@ def _find_root(located: Located, names: list[str]) -> Path:
         there = [root for root in located.roots if root.is_dir()] or located.roots
         raise DetcliError(
             f"can't find the pictures of {located.path}, such as {some[0]}: looked in "
-            f"{', '.join(map(str, there))}. Say where they are with `--images DIR`."
+            f"{', '.join(map(str, there[:8]))}. Say where they are with `--images DIR`."
         )
     return located.roots[best]
 
@@ -377,6 +382,10 @@ def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> lis
     polygons = [array("d", polygon) for polygon in value if len(polygon) >= 6]
     if any(len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon is no list of x and y in turn")
+    for polygon in polygons:
+        # pycocotools walks along polygons pixel by pixel: it would never come back from such places.
+        if not math.isfinite(sum(polygon)) or min(polygon) < -FARTHEST or max(polygon) > FARTHEST:
+            raise ValueError("a polygon has points that are not finite or far outside")
     return polygons if wanted else b" " * bool(polygons)
 
 
@@ -391,7 +400,7 @@ def _area(segmentation: list[array[float]] | bytes, size: NDArray[np.int64], xyw
 
 
 def _check_boxes(source: CocoSource, report: Report) -> None:
-    """Report what is not finite, and boxes without area unless they are a stray few in a large file."""
+    """Report boxes with NaN, and boxes without area unless they are a stray few in a large file."""
     store = source.store
 
     def describe(row: int) -> str:
@@ -404,10 +413,6 @@ def _check_boxes(source: CocoSource, report: Report) -> None:
     if len(empty) > STRAY_BOXES * len(store):
         for row in empty:
             report(f"{describe(row)} has a box without area: {store.xywh[row].tolist()}")
-    points = np.flatnonzero(~np.isfinite(store.polygons))
-    polygons = np.searchsorted(store.points_first, points, side="right") - 1
-    for row in np.unique(np.searchsorted(store.polygon_first, polygons, side="right") - 1).tolist():
-        report(f"{describe(row)} has a polygon that is not finite")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

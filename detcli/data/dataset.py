@@ -100,7 +100,7 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, 0)
+        return self.sample(range(len(self))[index], 0)
 
     @property
     def has_masks(self) -> bool:

@@ -26,7 +26,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 def load_image(path: str | os.PathLike[str]) -> Pixels:
     """Read a picture: uint8 [H,W,3] RGB, turned upright as its EXIF orientation says.
 
-    Grey is repeated, CMYK converted, 16 bits lose the lower eight, alpha is dropped. Raises `DetcliError`
+    Grey is repeated, CMYK converted, 16 bits become 8, alpha is dropped. Raises `DetcliError`
     naming the file when it can't be read, is cut short, or is no picture.
     """
     try:

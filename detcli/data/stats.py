@@ -71,9 +71,8 @@ def measure(source: Source, split: str) -> Stats:
 
 def print_stats(console: Console, every: list[Stats]) -> None:
     """Print the figures of all splits, then those of each class."""
-    table = Table(
-        "", *(f"{stats.split}" for stats in every), title=", ".join(dict.fromkeys(s.name for s in every))
-    )
+    title = ", ".join(dict.fromkeys(stats.name for stats in every))
+    table = Table("of three: least, median, most", *(stats.split for stats in every), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, values in _rows(every).items():
