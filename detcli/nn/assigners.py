@@ -13,7 +13,7 @@ from detcli.nn.boxes import aligned_iou, pairwise_iou
 from detcli.structures import Target
 
 NEGATIVE, IGNORED = -1, -2
-MAX_PAIRS = 2**24
+MAX_PAIRS = 2**21
 """How many (object, anchor) pairs are compared at once; it bounds the memory of images with many objects."""
 
 
