@@ -217,8 +217,10 @@ class DetectionDataset(Dataset[Sample]):
             record["masks"] = tv_tensors.Mask(torch.from_numpy(bitmaps(segmentations, annotations.size)))
             if annotations.semantic is not None:
                 record["semantic"] = tv_tensors.Mask(torch.from_numpy(annotations.semantic))
-        if any(category.keypoints for category in self.source.categories):
-            points = torch.from_numpy(annotations.keypoints[kept])
+        most = max((len(category.keypoints) for category in self.source.categories), default=0)
+        if most:
+            points = torch.zeros(int(kept.sum()), most, 3)
+            points[:, : annotations.keypoints.shape[1]] = torch.from_numpy(annotations.keypoints[kept])
             record["keypoints"] = tv_tensors.KeyPoints(points[..., :2], canvas_size=annotations.size)
             record["visibility"] = points[..., 2]
         if self._proposals is not None:

@@ -115,12 +115,13 @@ class RandomFlip:
         # OpenCV mirrors interleaved pixels many times as fast as torch does.
         flipped["image"] = to_image(np.asarray(cv2.flip(to_pixels(record["image"]), 1), np.uint8))
         if "keypoints" in flipped:
-            points = flipped["keypoints"]
-            order = self.keypoint_order or range(points.shape[1])
-            flipped["keypoints"] = tv_tensors.wrap(
-                points.as_subclass(torch.Tensor)[:, list(order)], like=points
-            )
-            flipped["visibility"] = flipped["visibility"][:, list(order)]
+            # torchvision mirrors points as numbers of pixels (width - 1 - x); these are places, as those of
+            # boxes.
+            points = record["keypoints"].as_subclass(torch.Tensor)
+            order = self.keypoint_order or list(range(points.shape[1]))
+            mirrored = torch.stack([record["image"].shape[-1] - points[..., 0], points[..., 1]], dim=-1)
+            flipped["keypoints"] = tv_tensors.wrap(mirrored[:, order], like=record["keypoints"])
+            flipped["visibility"] = flipped["visibility"][:, order]
         return flipped
 
 
