@@ -110,10 +110,7 @@ class RandomFlip:
         flipped = {
             key: functional.horizontal_flip(value) if isinstance(value, tv_tensors.TVTensor) else value
             for key, value in record.items()
-            if key != "image"
         }
-        # OpenCV mirrors interleaved pixels many times as fast as torch does.
-        flipped["image"] = to_image(np.asarray(cv2.flip(to_pixels(record["image"]), 1), np.uint8))
         if "keypoints" in flipped:
             # torchvision mirrors points as numbers of pixels (width - 1 - x); these are places, as those of
             # boxes.

@@ -22,7 +22,6 @@ from detcli.data.transforms import (
     to_image,
 )
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
