@@ -65,10 +65,11 @@ class AnchorGenerator:
         if key not in self._cache:
             if len(self._cache) >= 16:  # multi-scale training meets many sizes
                 self._cache.clear()
-            self._cache[key] = [
-                (_grid(size, stride, 0.0, device).repeat(1, 2)[:, None] + base.to(device)).flatten(0, 1)
-                for size, stride, base in zip(sizes, self.strides, self.base_anchors, strict=True)
-            ]
+            with torch.inference_mode(False):  # training may follow a prediction
+                self._cache[key] = [
+                    (_grid(size, stride, 0.0, device).repeat(1, 2)[:, None] + base.to(device)).flatten(0, 1)
+                    for size, stride, base in zip(sizes, self.strides, self.base_anchors, strict=True)
+                ]
         return self._cache[key]
 
 

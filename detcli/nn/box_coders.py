@@ -57,7 +57,8 @@ class DeltaBoxCoder:
 
     def _norm_on(self, device: torch.device) -> Tensor:
         if self.norm.device != device:  # moved once: a copy to the GPU would wait for it
-            self.norm = self.norm.to(device)
+            with torch.inference_mode(False):  # training may follow a prediction
+                self.norm = self.norm.to(device)
         return self.norm
 
     def _center_size(self, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,3 +78,12 @@ def test_decoding_undoes_encoding():
     points = boxes[:, :2]
     distances = DistanceBoxCoder().encode(points, gt)
     torch.testing.assert_close(DistanceBoxCoder().decode(points, distances), gt, rtol=1e-5, atol=1e-4)
+
+
+def test_a_coder_that_decoded_predictions_can_be_trained_through():
+    coder, boxes = DeltaBoxCoder(), torch.zeros(3, 4, device="meta")
+    with torch.inference_mode():
+        coder.decode(boxes, torch.zeros(3, 4, device="meta"))
+    deltas = torch.zeros(3, 4, device="meta", requires_grad=True)
+    coder.decode(boxes, deltas).sum().backward()
+    assert deltas.grad.shape == (3, 4)

@@ -87,6 +87,14 @@ def test_detections_are_sorted_and_inside_their_image(recipe):
         assert set(detections.labels.tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("recipe", ["retinanet", "atss", "fcos"])
+def test_a_model_that_has_predicted_can_be_trained(recipe):
+    detector = model(recipe).eval()
+    with torch.inference_mode():
+        detector(batch(0))
+    sum(losses(detector, batch(3)).values()).backward()
+
+
 def test_a_head_is_as_wide_as_its_neck_unless_told_otherwise():
     assert model("atss").bbox_head.atss_cls.in_channels == 32
     assert model("atss", "model.feat_channels=64").bbox_head.atss_cls.in_channels == 64
@@ -185,6 +193,8 @@ distributed.init_process_group("gloo", init_method="file://{tmp_path}/meeting", 
 value = torch.tensor(2 + 4 * rank)
 assert reduce_mean(value) == 4
 assert value == 2 + 4 * rank
+distributed.barrier()
+distributed.destroy_process_group()
 """
     processes = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
