@@ -27,7 +27,9 @@ def eval(
         Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")
     ] = None,
 ) -> None:
-    """Measure a trained model: AP of boxes and masks, AR of proposals, in all and by class.
+    """Measure a trained model on data.
+
+    AP of boxes and masks or AR of proposals, in all and by class, and COCO results.
 
     detcli eval runs/demo --data shapes
     """

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from detcli.nn.boxes import box_area
+from detcli.nn.roi_align import roi_align
 
 
 def single_level(

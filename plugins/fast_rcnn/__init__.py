@@ -7,5 +7,11 @@ plugin = Plugin(
     title="Fast R-CNN",
     arxiv="1504.08083",
     models={"fast_rcnn": Part(".model:fast_rcnn", summary="a class and a box for each proposal of a file")},
-    recipes=[Recipe("fast_rcnn", summary="on a feature pyramid, with proposals from a file")],
+    recipes=[
+        Recipe(
+            "fast_rcnn",
+            under={"demo": {"model": {"fc_channels": 384, "sampler": {"num": 64}}}},
+            summary="on a feature pyramid, with proposals from a file",
+        )
+    ],
 )

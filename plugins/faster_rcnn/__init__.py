@@ -19,6 +19,8 @@ DC5 = {
     "test_nms_pre": 6000,
 }
 
+DEMO = {"demo": {"model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300}}}
+
 plugin = Plugin(
     name="faster_rcnn",
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
@@ -27,7 +29,7 @@ plugin = Plugin(
         "faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")
     },
     recipes=[
-        Recipe("faster_rcnn", summary="on a feature pyramid"),
+        Recipe("faster_rcnn", under=DEMO, summary="on a feature pyramid"),
         Recipe(
             "faster_rcnn_mstrain_2x",
             model="faster_rcnn",
