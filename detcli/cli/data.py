@@ -47,7 +47,7 @@ def check(source: Source, images: options.Images = "") -> None:
             typer.echo(f"note: {text}")
         typer.echo(
             f"{findings.name}: {findings.pictures} pictures, {findings.objects} annotations; "
-            f"{len(findings.errors)} errors, {len(findings.notes)} notes"
+            f"errors: {len(findings.errors)}, notes: {len(findings.notes)}"
         )
     if any(findings.errors for findings in every):
         raise typer.Exit(1)

@@ -178,23 +178,28 @@ class DetectionDataset(Dataset[Sample]):
         return {"images": images, "annotations": objects, "categories": categories}
 
     def _read(self, index: int) -> tuple[Pixels, Annotations]:
-        return self.source.read(int(self.indices[index]))
+        """Read picture `index`; with `blank_bad`, it is black where it can't be read."""
+        try:
+            return self.source.read(int(self.indices[index]))
+        except DetcliError as error:
+            if not self._bad[index]:
+                self._bad[index] = 1
+                if self._replace_bad or self._blank_bad:
+                    warnings.warn(f"left out: {error}", stacklevel=2)
+            if not self._blank_bad:
+                raise
+        annotations = self.annotations(index)
+        return np.zeros((*annotations.size, 3), np.uint8), annotations
 
     def _readable(self, index: int) -> tuple[int, Pixels, Annotations]:
-        """Read picture `index`, or what stands for it when it can't be read."""
+        """Read picture `index` or, with `replace_bad`, the next one that can be read."""
         for step in range(len(self)):
             place = (index + step) % len(self)
             try:
                 return place, *self._read(place)
-            except DetcliError as error:
-                if not (self._replace_bad or self._blank_bad):
+            except DetcliError:
+                if not self._replace_bad:
                     raise
-                if not self._bad[place]:
-                    self._bad[place] = 1
-                    warnings.warn(f"left out: {error}", stacklevel=2)
-                if self._blank_bad:
-                    annotations = self.annotations(place)
-                    return place, np.zeros((*annotations.size, 3), np.uint8), annotations
         raise DetcliError(f"none of the pictures of {self.source.name} can be read.")
 
     def _record(self, index: int, image: Pixels, annotations: Annotations) -> Record:

@@ -31,7 +31,7 @@ def test_good_data_pass_and_the_turned_picture_is_noted(folder: Any) -> None:
     assert lines(result, "error") == []
     [note] = lines(result, "note")
     assert "turned.jpg is turned by its EXIF orientation 6" in note
-    assert "4 pictures, 4 annotations; 0 errors, 1 notes" in result.stdout
+    assert "4 pictures, 4 annotations; errors: 0, notes: 1" in result.stdout
 
 
 def test_corrupt_file_and_nan_are_both_named(folder: Any) -> None:

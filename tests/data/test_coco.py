@@ -366,6 +366,7 @@ def test_corrupt_picture_is_an_error_or_gives_way(folder: Any, config: Config, r
         black = val[1]
     assert black.info.image_id == 5
     assert black.image.max() == 0
+    assert val.picture(5).shape == (80, 60, 3)
     assert [item["image_id"] for item in val.ground_truth()["annotations"]] == [11, 8, 8]
 
 
