@@ -20,7 +20,8 @@ TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
 # Otherwise OpenCV prints lines of its own about each file that it can't read, beside our error.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, or 5
+_set_log_level(0)
 
 
 def load_image(path: str | os.PathLike[str]) -> Pixels:
