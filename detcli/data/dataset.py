@@ -75,14 +75,12 @@ class DetectionDataset(Dataset[Sample]):
         indices: NDArray[np.int64],
         masks: bool = False,
         proposals: Proposals | None = None,
-        replace_bad: bool = False,
-        blank_bad: bool = False,
+        bad: Literal["raise", "replace", "blank"] = "raise",
     ) -> None:
         """Serve the pictures `indices` of `source`.
 
         `labels` [categories] is the label of each of the source's categories, -1 for those that are left out.
-        A picture that can't be read is an error, or gives way to the next one (`replace_bad`), or is black
-        (`blank_bad`).
+        `bad` says what a picture that can't be read does: it raises, the next one replaces it, or it is black.
         """
         self.source = source
         self.classes = classes
@@ -91,10 +89,9 @@ class DetectionDataset(Dataset[Sample]):
         self._transforms = transforms
         self._masks = masks
         self._proposals = proposals
-        self._replace_bad = replace_bad
-        self._blank_bad = blank_bad
+        self._bad = bad
         # In shared memory, so that all worker processes together name a bad picture once.
-        self._bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._found_bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -153,7 +150,9 @@ class DetectionDataset(Dataset[Sample]):
         out to be unreadable have none.
         """
         bad = {
-            image_id for image_id, is_bad in zip(self.image_ids, self._bad.tolist(), strict=True) if is_bad
+            image_id
+            for image_id, is_bad in zip(self.image_ids, self._found_bad.tolist(), strict=True)
+            if is_bad
         }
         if not bad:
             return self._ground_truth
@@ -178,27 +177,26 @@ class DetectionDataset(Dataset[Sample]):
         return {"images": images, "annotations": objects, "categories": categories}
 
     def _read(self, index: int) -> tuple[Pixels, Annotations]:
-        """Read picture `index`; with `blank_bad`, it is black where it can't be read."""
+        """Read picture `index`; with `bad` set to blank, it is black where it can't be read."""
         try:
             return self.source.read(int(self.indices[index]))
         except DetcliError as error:
-            if not self._bad[index]:
-                self._bad[index] = 1
-                if self._replace_bad or self._blank_bad:
-                    warnings.warn(f"left out: {error}", stacklevel=2)
-            if not self._blank_bad:
+            if self._bad != "raise" and not self._found_bad[index]:
+                self._found_bad[index] = 1
+                warnings.warn(f"left out: {error}", stacklevel=2)
+            if self._bad != "blank":
                 raise
         annotations = self.annotations(index)
         return np.zeros((*annotations.size, 3), np.uint8), annotations
 
     def _readable(self, index: int) -> tuple[int, Pixels, Annotations]:
-        """Read picture `index` or, with `replace_bad`, the next one that can be read."""
+        """Read picture `index` or, with `bad` set to replace, the next one that can be read."""
         for step in range(len(self)):
             place = (index + step) % len(self)
             try:
                 return place, *self._read(place)
             except DetcliError:
-                if not self._replace_bad:
+                if self._bad != "replace":
                     raise
         raise DetcliError(f"none of the pictures of {self.source.name} can be read.")
 
@@ -281,8 +279,7 @@ def open_dataset(
         indices=indices,
         masks=masks,
         proposals=proposals,
-        replace_bad=training and config.skip_bad_images,
-        blank_bad=not training and config.skip_bad_images,
+        bad=("replace" if training else "blank") if config.skip_bad_images else "raise",
     )
 
 
