@@ -80,7 +80,7 @@ class DetectionDataset(Dataset[Sample]):
         """Serve the pictures `indices` of `source`.
 
         `labels` [categories] is the label of each of the source's categories, -1 for those that are left out.
-        `bad` says what a picture that can't be read does: it raises, the next one replaces it, or it is black.
+        `bad`: a picture that can't be read raises, is replaced by the next one, or is blank (black).
         """
         self.source = source
         self.classes = classes
