@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,7 +40,27 @@ def primary_metric(model: Detector) -> str:
     return {"box": "box_AP", "mask": "mask_AP", "proposal": "prop_AR"}[model.tasks[-1]]
 
 
-@torch.no_grad()
+def detect_in(
+    model: Detector, dataset: DetectionDataset, config: RunConfig, device: torch.device, precision: Precision
+) -> Iterator[tuple[ImageInfo, Detections]]:
+    """Yield what `model`, in eval mode, finds in each picture of `dataset`, in the picture's own pixels."""
+    normalize = Normalizer(config.input, device)
+    loader = make_loader(
+        dataset,
+        batch=config.eval.batch,
+        train=False,
+        seed=0,
+        workers=config.data.workers,
+        pad_divisor=config.input.pad_divisor,
+        group_aspect=False,
+    )
+    for batch in loader:
+        with torch.inference_mode(), autocast(device, precision):
+            found = model(normalize(batch, config.train.channels_last))
+        for info, detections in zip(batch.infos, found, strict=True):
+            yield info, rescale_boxes(detections, info)
+
+
 def evaluate_model(
     model: Detector,
     dataset: DetectionDataset,
@@ -53,32 +73,16 @@ def evaluate_model(
 ) -> Evaluation:
     """Detect in every picture of `dataset` and measure the model's tasks.
 
-    `show` is how many pictures' detections are kept to be drawn; `advance(done, total)` is called after each batch. The
-    model's training flag is put back afterwards.
+    `show` is how many pictures' detections are kept to be drawn; `advance(done, total)` is called after each
+    picture. The model's training flag is put back afterwards.
     """
     training = model.training
     model.eval()
-    normalize = Normalizer(config.input, device)
-    loader = make_loader(
-        dataset,
-        batch=config.eval.batch,
-        train=False,
-        seed=0,
-        workers=config.data.workers,
-        pad_divisor=config.input.pad_divisor,
-        group_aspect=False,
-    )
     evaluation = Evaluation()
-    done = 0
-    for batch in loader:
-        with autocast(device, precision):
-            found = model(normalize(batch, config.train.channels_last))
-        for info, detections in zip(batch.infos, found, strict=True):
-            detections = rescale_boxes(detections, info)
-            evaluation.results += to_coco(detections, info, dataset.classes)
-            if len(evaluation.shown) < show:
-                evaluation.shown.append((info, detections.to("cpu")))
-        done += len(batch)
+    for done, (info, detections) in enumerate(detect_in(model, dataset, config, device, precision), 1):
+        evaluation.results += to_coco(detections, info, dataset.classes)
+        if done <= show:
+            evaluation.shown.append((info, detections.to("cpu")))
         if advance:
             advance(done, len(dataset))
     model.train(training)

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from detcli.config import revise
-from detcli.data import make_loader, open_dataset
+from detcli.data import open_dataset
 from detcli.data.proposals import write_proposals
-from detcli.engine.device import autocast
-from detcli.engine.model import Normalizer
+from detcli.engine.evaluate import detect_in
 from detcli.engine.predictor import Predictor
 from detcli.errors import UsageError
-from detcli.eval.results import rescale_boxes
 
 
 def propose(
-    predictor: Predictor, source: str, split: Literal["train", "val"], path: Path, advance: Callable[[int, int], None]
+    predictor: Predictor,
+    source: str,
+    split: Literal["train", "val"],
+    path: Path,
+    advance: Callable[[int, int], None],
 ) -> tuple[int, int]:
     """Write the proposals for the `split` of the data at `source` to `path`; return the numbers of pictures and of boxes.
 
@@ -31,29 +33,16 @@ def propose(
         )
     config = revise(predictor.config, flags={"data.source": source, "data.train": "", "data.val": ""})
     dataset = open_dataset(config.data, split, config.input, classes=predictor.classes, augment=False)
-    loader = make_loader(
-        dataset,
-        batch=config.eval.batch,
-        train=False,
-        seed=0,
-        workers=config.data.workers,
-        pad_divisor=config.input.pad_divisor,
-        group_aspect=False,
-    )
-    normalize = Normalizer(config.input, predictor.device)
     counts = [0, 0]
 
-    @torch.inference_mode()
-    def items() -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        for batch in loader:
-            with autocast(predictor.device, predictor.precision):
-                found = predictor.model(normalize(batch, config.train.channels_last))
-            for info, detections in zip(batch.infos, found, strict=True):
-                proposals = rescale_boxes(detections, info).to("cpu")
-                counts[0] += 1
-                counts[1] += len(proposals)
-                yield info.image_id, proposals.boxes, proposals.scores
+    def items() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for info, proposals in detect_in(
+            predictor.model, dataset, config, predictor.device, predictor.precision
+        ):
+            counts[0] += 1
+            counts[1] += len(proposals)
             advance(counts[0], len(dataset))
+            yield info.image_id, proposals.boxes.cpu(), proposals.scores.cpu()
 
     write_proposals(path, items())
     return counts[0], counts[1]
