@@ -7,9 +7,7 @@ from typing import Any
 from detcli.plugin import Part, Plugin
 
 CAFFE_INPUT = {"input": {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
-DETECTRON_INPUT = {
-    "input": {"mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "channels": "bgr"}
-}
+DETECTRON_INPUT = {"input": {"mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
 TORCHVISION = "https://download.pytorch.org/models/"
 OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
 
@@ -58,17 +56,13 @@ plugin = Plugin(
     },
     necks={"fpn": Part("detcli.nn.fpn:fpn", summary="feature pyramid, with every kind of extra level")},
     roi_extractors={
-        "roi_align": Part(
-            "detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size"
-        )
+        "roi_align": Part("detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size")
     },
     assigners={
         "max_iou": Part("detcli.nn.assigners:max_iou", summary="by the largest overlap, with thresholds"),
         "atss": Part("detcli.nn.assigners:atss", summary="by adaptive overlap among the nearest anchors"),
     },
-    samplers={
-        "random": Part("detcli.nn.samplers:random", summary="a random share of positives and negatives")
-    },
+    samplers={"random": Part("detcli.nn.samplers:random", summary="a random share of positives and negatives")},
     losses={
         "focal": Part("detcli.nn.losses:focal", summary="sigmoid focal loss"),
         "cross_entropy": Part("detcli.nn.losses:cross_entropy", summary="softmax or sigmoid cross-entropy"),
@@ -78,9 +72,7 @@ plugin = Plugin(
         "giou": Part("detcli.nn.losses:giou", summary="1 - generalised IoU"),
     },
     datasets={
-        "shapes": Part(
-            "detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded"
-        )
+        "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded")
     },
     schedules={
         "1x": _epochs(12, [8, 11]),

@@ -193,9 +193,7 @@ def resolve(
     schedule: Layer = (f"schedule {sched_name}", sched_config)
     under: Layer = (f"recipe {recipe.name} under {sched_name}", recipe.under.get(sched_name, {}))
     asked: list[Layer] = [(str(file), _read_file(file))] if file else []
-    parts = {
-        f"model.{slot}": name for slot, name in (("backbone", backbone), ("neck", neck)) if name is not None
-    }
+    parts = {f"model.{slot}": name for slot, name in (("backbone", backbone), ("neck", neck)) if name is not None}
     given = [*_dotted({**parts, **(flags or {})}, FLAG), *_parse_settings(settings)]
 
     below = [] if sched else [schedule]
@@ -217,16 +215,12 @@ def resolve(
     return Resolved(config, {key: origins.get(key, DEFAULT) for key in leaves(config.model_dump())})
 
 
-def revise(
-    config: RunConfig, *, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
-) -> RunConfig:
+def revise(config: RunConfig, *, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> RunConfig:
     """Return `config` with `flags` (dotted key -> value) and then `settings` (``"a.b=c"``) changed.
 
     Raises `UsageError` as `resolve` does.
     """
-    tree = _apply(
-        [("checkpoint", config.model_dump()), *_dotted(flags or {}, FLAG), *_parse_settings(settings)]
-    )
+    tree = _apply([("checkpoint", config.model_dump()), *_dotted(flags or {}, FLAG), *_parse_settings(settings)])
     return _validated(*tree.expanded())
 
 
@@ -284,9 +278,7 @@ class _Tree:
         data = values.get("data", {})
         if isinstance(data.get("transforms"), list):
             transforms = [
-                _expand(
-                    "transforms", _node(part, f"data.transforms.{index}"), f"data.transforms.{index}", origins
-                )
+                _expand("transforms", _node(part, f"data.transforms.{index}"), f"data.transforms.{index}", origins)
                 for index, part in enumerate(data["transforms"])
             ]
             values["data"] = {**data, "transforms": transforms}
@@ -373,9 +365,7 @@ def _target(name: str, overlays: Iterable[str]) -> tuple[Recipe, list[Overlay]]:
         raise unknown("recipe", name, {**names("recipes"), **names("overlays")}, "detcli list recipes")
     overlay = find_overlay(name)
     if not overlay.recipe:
-        raise UsageError(
-            f"overlay {name!r} changes a recipe and is none: `detcli train RECIPE --with {name}`."
-        )
+        raise UsageError(f"overlay {name!r} changes a recipe and is none: `detcli train RECIPE --with {name}`.")
     return find_recipe(overlay.recipe), [overlay, *chosen]
 
 
@@ -388,10 +378,7 @@ def _fitting(overlay: Overlay, model: str) -> Mapping[str, Any]:
 def _present(model: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a schedule's `settings` that `model` has an argument for: a model may lack a neck."""
     known = _parameters("models", model["name"], "model")
-    have = {
-        name: model.get(name, _preset("models", model["name"], parameter)[0])
-        for name, parameter in known.items()
-    }
+    have = {name: model.get(name, _preset("models", model["name"], parameter)[0]) for name, parameter in known.items()}
     return {key: value for key, value in settings.items() if have.get(key) is not None}
 
 
@@ -461,9 +448,7 @@ def _node(value: Any, where: str) -> dict[str, Any]:
         return {"name": value}
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         return dict(value)
-    raise UsageError(
-        f'{where} must be a name, or a name with arguments as {{"name": "fpn", ...}}, not {value!r}.'
-    )
+    raise UsageError(f'{where} must be a name, or a name with arguments as {{"name": "fpn", ...}}, not {value!r}.')
 
 
 def _parameters(slot: str, name: str, where: str) -> dict[str, Parameter]:

@@ -27,14 +27,10 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
     Raises `UsageError` when the name can't be a package or is taken, or when `folder` is there and not empty.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(
-            f"{name!r} can't be a plugin's name: it must be a Python name such as 'my_detector'."
-        )
+        raise UsageError(f"{name!r} can't be a plugin's name: it must be a Python name such as 'my_detector'.")
     taken = next((slot for slot in SLOTS if name in names(slot)), None)
     if name in plugins() or taken:
-        raise UsageError(
-            f"the name {name!r} is taken: see `detcli list {taken or 'plugins'}`. Choose another."
-        )
+        raise UsageError(f"the name {name!r} is taken: see `detcli list {taken or 'plugins'}`. Choose another.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is already there and stays as it is. Choose another place with --out.")
     spec = importlib.util.find_spec(name)

@@ -55,9 +55,7 @@ def read(ref: str) -> tuple[Parameter, ...]:
         raise DetcliError(f"{ref} is not there: {module} defines no function {name!r}.")
     arguments = node.args
     if arguments.posonlyargs or arguments.args or arguments.vararg or arguments.kwarg:
-        raise DetcliError(
-            f"{ref} must take keyword-only arguments and no **kwargs: write `def {name}(*, ...)`."
-        )
+        raise DetcliError(f"{ref} must take keyword-only arguments and no **kwargs: write `def {name}(*, ...)`.")
     return tuple(
         _parameter(ref, argument, default)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)

@@ -36,8 +36,9 @@ class Target:
     """The ground truth of one image, in the pixels of the network's input.
 
     boxes [G,4] float32 xyxy; labels [G] int64 in 0..classes-1; masks [G,H,W] uint8 of 0 and 1, at the size of the
-    padded batch once batched; ignored [I,4] boxes of crowd regions; proposals [P,4] boxes for models that are given theirs,
-    best first; semantic [H,W] uint8 labels of things and stuff, 255 in the padding; keypoints [G,K,3] (x, y, visibility).
+    padded batch once batched; ignored [I,4] boxes of crowd regions; proposals [P,4] boxes for models that are given
+    theirs, best first; semantic [H,W] uint8 labels of things and stuff, 255 in the padding; keypoints [G,K,3] (x, y,
+    visibility).
     """
 
     boxes: Tensor
@@ -98,8 +99,8 @@ class Batch:
 class Detections:
     """What a model found in one image, best score first.
 
-    boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of two forms: crops [D,S,S]
-    of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y, score).
+    boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of two forms: crops
+    [D,S,S] of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y, score).
     """
 
     boxes: Tensor

@@ -109,9 +109,7 @@ def _check_part(slot: str, name: str) -> None:
     _require(list(static) == list(signature), f"{part.ref} is not what its source says; is it decorated?")
     for key, parameter in signature.items():
         default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
-        _require(
-            static[key].default == default, f"{part.ref}: the default of {key!r} is changed after its source."
-        )
+        _require(static[key].default == default, f"{part.ref}: the default of {key!r} is changed after its source.")
         _require(
             static[key].annotation == types[key],
             f"{part.ref}: the type of {key!r} is not that of its source.",
@@ -136,9 +134,7 @@ def _check_recipe(recipe: Recipe) -> None:
     config = resolve(recipe.name).config
     with torch.device("meta"):
         model = build("models", config.model, num_classes=NUM_CLASSES)
-    _require(
-        isinstance(model, Detector), f"recipe {recipe.name!r}: its model is no detcli.nn.detector.Detector."
-    )
+    _require(isinstance(model, Detector), f"recipe {recipe.name!r}: its model is no detcli.nn.detector.Detector.")
 
 
 def _check_model(name: str, plugin: Plugin) -> None:
@@ -174,17 +170,13 @@ def _small_config(recipe: Recipe) -> dict[str, Any]:
         settings.append("model.neck.out_channels=64")
     backbone = model.get("backbone")
     core = isinstance(backbone, dict) and names("backbones")[backbone["name"]] == "core"
-    small = resolve(
-        recipe.name, backbone="r18" if core else None, flags={"weights": "none"}, settings=settings
-    )
+    small = resolve(recipe.name, backbone="r18" if core else None, flags={"weights": "none"}, settings=settings)
     return small.config.model
 
 
 def _check_training(name: str, model: nn.Module, batch: Batch) -> None:
     losses: dict[str, Tensor] = model.train()(batch)
-    _require(
-        isinstance(losses, dict), f"model {name!r} in training returns {type(losses).__name__}, not losses."
-    )
+    _require(isinstance(losses, dict), f"model {name!r} in training returns {type(losses).__name__}, not losses.")
     for key, loss in losses.items():
         _require(loss.ndim == 0 and loss.isfinite(), f"model {name!r}: {key} is {loss}, not a finite number.")
     terms = [loss for key, loss in losses.items() if "loss" in key]
@@ -206,12 +198,8 @@ def _check_detections(name: str, model: Detector, found: list[Detections], batch
     for one, size in zip(found, batch.sizes, strict=True):
         scores, labels = one.scores, one.labels
         sound = one.boxes.shape == (len(scores), 4) and one.boxes.isfinite().all()
-        _require(
-            sound, f"model {name!r}: boxes must be finite and [{len(scores)},4], not {list(one.boxes.shape)}."
-        )
-        _require(
-            (one.boxes[:, 2:] >= one.boxes[:, :2]).all(), f"model {name!r}: boxes must be x1, y1, x2, y2."
-        )
+        _require(sound, f"model {name!r}: boxes must be finite and [{len(scores)},4], not {list(one.boxes.shape)}.")
+        _require((one.boxes[:, 2:] >= one.boxes[:, :2]).all(), f"model {name!r}: boxes must be x1, y1, x2, y2.")
         inside = (one.boxes >= 0).all() and (one.boxes <= size.flip(0).repeat(2)).all()
         _require(inside, f"model {name!r}: boxes must not reach beyond their image.")
         _require((scores.diff() <= 0).all(), f"model {name!r}: detections must be sorted, best first.")

@@ -123,9 +123,7 @@ def _scaled(found: Detections, scale: float, size: tuple[int, int]) -> Detection
         return found
     masks, keypoints = found.masks, found.keypoints
     if masks is not None and len(masks):
-        resized = [
-            cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST) for mask in masks.byte().numpy()
-        ]
+        resized = [cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST) for mask in masks.byte().numpy()]
         masks = torch.from_numpy(np.stack(resized))
     if keypoints is not None:
         keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
@@ -170,18 +168,14 @@ def _draw_labels(
         )
 
 
-def _place(
-    box: Sequence[int], size: tuple[int, int], picture: Sequence[int], taken: list[Rectangle]
-) -> Rectangle:
+def _place(box: Sequence[int], size: tuple[int, int], picture: Sequence[int], taken: list[Rectangle]) -> Rectangle:
     """Return where a label of `size` (width, height) goes in a picture of (height, width).
 
     Above the box, at its top inside, at its foot inside or below: the first that is in the picture and free.
     """
     width, height = size
     left = max(0, min(box[0], picture[1] - width))
-    tops = [
-        top for top in (box[1] - height, box[1], box[3] - height, box[3]) if 0 <= top <= picture[0] - height
-    ]
+    tops = [top for top in (box[1] - height, box[1], box[3] - height, box[3]) if 0 <= top <= picture[0] - height]
     rectangles = [(left, top, left + width, top + height) for top in tops or [0]]
     free = (place for place in rectangles if not any(_overlap(place, other) for other in taken))
     return next(free, rectangles[0])

@@ -9,15 +9,11 @@ import typer
 
 from detcli.cli import options
 
-app = typer.Typer(
-    help="Look at data, check them, and write the built-in ones to a folder.", no_args_is_help=True
-)
+app = typer.Typer(help="Look at data, check them, and write the built-in ones to a folder.", no_args_is_help=True)
 
 Source = Annotated[
     str,
-    typer.Argument(
-        help="A folder, a COCO JSON file, or a dataset: see `detcli list datasets`.", metavar="SOURCE"
-    ),
+    typer.Argument(help="A folder, a COCO JSON file, or a dataset: see `detcli list datasets`.", metavar="SOURCE"),
 ]
 Split = Annotated[str, typer.Option(help="train or val.")]
 
@@ -58,9 +54,7 @@ def stats(
     source: Source,
     images: options.Images = "",
     out: Annotated[Path, typer.Option(help="The PNG file of the plot.")] = Path("data_stats.png"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the plot that --out names.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plot that --out names.")] = False,
 ) -> None:
     """Count pictures, objects, sizes and aspect ratios, as tables and a plot.
 
@@ -77,10 +71,7 @@ def stats(
     if out.exists() and not overwrite:
         raise DetcliError(f"{out} is there already. Choose another --out, or replace it with --overwrite.")
     found = find_splits(DataConfig(source=source, images=images))
-    every = [
-        measure(read_coco(data) if isinstance(data, Located) else data, split)
-        for split, data in found.items()
-    ]
+    every = [measure(read_coco(data) if isinstance(data, Located) else data, split) for split, data in found.items()]
     print_stats(Console(), every)
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_stats(every, out)
@@ -115,9 +106,10 @@ def synth(
     train: Annotated[int, typer.Option(help="Pictures to train on.", min=1)] = 1000,
     val: Annotated[int, typer.Option(help="Pictures to evaluate on.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.", min=0)] = 0,
-    size: Annotated[
-        tuple[int, int], typer.Option(help="Longest and mean shortest side in pixels.", min=32)
-    ] = (160, 128),
+    size: Annotated[tuple[int, int], typer.Option(help="Longest and mean shortest side in pixels.", min=32)] = (
+        160,
+        128,
+    ),
 ) -> None:
     """Write the built-in shapes as a COCO folder.
 

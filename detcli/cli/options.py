@@ -11,15 +11,11 @@ RUN = "What is trained"
 DATA = "Data"
 SPEED = "Speed and memory"
 
-Model = Annotated[
-    str, typer.Argument(help="A recipe or an overlay: see `detcli list recipes`.", metavar="MODEL")
-]
+Model = Annotated[str, typer.Argument(help="A recipe or an overlay: see `detcli list recipes`.", metavar="MODEL")]
 Backbone = Annotated[str, typer.Option(help="A backbone: see `detcli list backbones`.", rich_help_panel=RUN)]
 Neck = Annotated[str, typer.Option(help="A neck: see `detcli list necks`.", rich_help_panel=RUN)]
 Sched = Annotated[str, typer.Option(help="A schedule: see `detcli list schedules`.", rich_help_panel=RUN)]
-With = Annotated[
-    list[str] | None, typer.Option("--with", help="An overlay; may be given again.", rich_help_panel=RUN)
-]
+With = Annotated[list[str] | None, typer.Option("--with", help="An overlay; may be given again.", rich_help_panel=RUN)]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A JSON or TOML file with settings.", rich_help_panel=RUN)
 ]
@@ -27,23 +23,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as in `--set optim.weight_decay=0.05`.", rich_help_panel=RUN),
 ]
-Weights = Annotated[
-    str, typer.Option(help="Starting weights: imagenet, none, or a checkpoint.", rich_help_panel=RUN)
-]
-Lr = Annotated[
-    float | None, typer.Option(help="The learning rate as it is, without scaling.", rich_help_panel=RUN)
-]
-Epochs = Annotated[
-    int | None, typer.Option(help="Length in epochs; drops move in proportion.", rich_help_panel=RUN)
-]
-Iters = Annotated[
-    int | None, typer.Option(help="Length in steps; drops move in proportion.", rich_help_panel=RUN)
-]
+Weights = Annotated[str, typer.Option(help="Starting weights: imagenet, none, or a checkpoint.", rich_help_panel=RUN)]
+Lr = Annotated[float | None, typer.Option(help="The learning rate as it is, without scaling.", rich_help_panel=RUN)]
+Epochs = Annotated[int | None, typer.Option(help="Length in epochs; drops move in proportion.", rich_help_panel=RUN)]
+Iters = Annotated[int | None, typer.Option(help="Length in steps; drops move in proportion.", rich_help_panel=RUN)]
 Data = Annotated[
     str,
-    typer.Option(
-        help="A folder, a COCO JSON file, or a dataset: see `detcli list datasets`.", rich_help_panel=DATA
-    ),
+    typer.Option(help="A folder, a COCO JSON file, or a dataset: see `detcli list datasets`.", rich_help_panel=DATA),
 ]
 Train = Annotated[
     str, typer.Option("--train", help="What to train on, where --data does not say.", rich_help_panel=DATA)

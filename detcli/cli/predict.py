@@ -45,9 +45,7 @@ def predict(
     from detcli.errors import UsageError
 
     if bool(data) != bool(proposals):
-        raise UsageError(
-            "--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`."
-        )
+        raise UsageError("--proposals and --data go together: `detcli predict RPN --data SOURCE --proposals OUT`.")
     if bool(paths) == bool(data):
         raise UsageError("give pictures, videos or folders to detect in: `detcli predict CHECKPOINT PATH…`.")
     console = Console(stderr=True)

@@ -30,9 +30,7 @@ def train(
     images: options.Images = "",
     skip_bad_images: Annotated[
         bool,
-        typer.Option(
-            "--skip-bad-images", help="Leave out pictures that can't be read.", rich_help_panel=options.DATA
-        ),
+        typer.Option("--skip-bad-images", help="Leave out pictures that can't be read.", rich_help_panel=options.DATA),
     ] = False,
     batch: options.Batch = None,
     accumulate: Annotated[
@@ -78,7 +76,8 @@ def train(
 
     from detcli.config import lengthened, resolve, revise
     from detcli.engine.checkpoint import open_checkpoint
-    from detcli.engine.train import free_folder, train as run
+    from detcli.engine.train import free_folder
+    from detcli.engine.train import train as run
     from detcli.errors import UsageError
     from detcli.eval.report import show_metrics
 
@@ -113,9 +112,7 @@ def train(
             )
         checkpoint = open_checkpoint(resume / "last.safetensors" if resume.is_dir() else resume)
         if checkpoint.training is None:
-            raise UsageError(
-                f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors."
-            )
+            raise UsageError(f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors.")
         run_config = revise(checkpoint.config, settings=settings or [], flags=flags)
         folder = checkpoint.path.parent
     else:

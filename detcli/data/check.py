@@ -40,9 +40,7 @@ def find_splits(config: DataConfig) -> dict[str, Source | Located]:
     return {"train": train, "val": val}
 
 
-def check(
-    config: DataConfig, advance: Callable[[int, int], None] = lambda done, total: None
-) -> list[Findings]:
+def check(config: DataConfig, advance: Callable[[int, int], None] = lambda done, total: None) -> list[Findings]:
     """Check all splits of the data that `config` names; every picture is decoded.
 
     `advance(done, total)` is called after each picture of a split. Raises `UsageError` when there are no such
@@ -111,14 +109,10 @@ def _check_masks(source: CocoSource, findings: Findings) -> None:
         if area == 0:
             findings.errors.append(f"{_describe(source, row)} has an empty mask")
         elif area > size[0] * size[1]:
-            findings.errors.append(
-                f"{_describe(source, row)} has run lengths of more than its picture's pixels"
-            )
+            findings.errors.append(f"{_describe(source, row)} has run lengths of more than its picture's pixels")
     if segmented.any():
         for row in np.flatnonzero(~segmented & trainable).tolist():
-            findings.notes.append(
-                f"{_describe(source, row)} has no mask, unlike others; mask models refuse that"
-            )
+            findings.notes.append(f"{_describe(source, row)} has no mask, unlike others; mask models refuse that")
 
 
 def _check_files(source: CocoSource, findings: Findings, advance: Callable[[int, int], None]) -> None:
@@ -131,9 +125,7 @@ def _check_files(source: CocoSource, findings: Findings, advance: Callable[[int,
             path = source.path(index)
             image_id = int(source.image_ids[index])
             if names.setdefault(str(path), image_id) != image_id:
-                findings.notes.append(
-                    f"{path} is the picture of two images: {names[str(path)]} and {image_id}"
-                )
+                findings.notes.append(f"{path} is the picture of two images: {names[str(path)]} and {image_id}")
             if looked is None:
                 findings.errors.append(f"the picture {path} is missing")
             elif isinstance(looked, str):
@@ -154,9 +146,7 @@ def _look_at(path: Path | None) -> tuple[tuple[int, int], int] | str | None:
         return str(error).removesuffix(".")
 
 
-def _check_size(
-    source: CocoSource, index: int, stored: tuple[int, int], orientation: int, findings: Findings
-) -> None:
+def _check_size(source: CocoSource, index: int, stored: tuple[int, int], orientation: int, findings: Findings) -> None:
     said = int(source.sizes[index, 0]), int(source.sizes[index, 1])
     upright = upright_size(stored, orientation)
     turned = f"{source.path(index)} is turned by its EXIF orientation {orientation}; its boxes"

@@ -175,11 +175,7 @@ class CocoSource:
             stored, orientation = read_header(self.path(index))
         except DetcliError:
             return annotations
-        return (
-            turn(annotations, orientation)
-            if orientation in TURNED and stored == annotations.size
-            else annotations
-        )
+        return turn(annotations, orientation) if orientation in TURNED and stored == annotations.size else annotations
 
 
 def read_coco(located: Located, *, segmentations: bool = True, report: Report | None = None) -> CocoSource:
@@ -229,9 +225,7 @@ def _load_json(path: Path) -> dict[str, Any]:
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
     except UnicodeDecodeError as error:
-        raise DetcliError(
-            f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}."
-        ) from None
+        raise DetcliError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from None
     if not isinstance(data, dict):
         raise DetcliError(f"{path} is no COCO-style file: it is a {type(data).__name__}, not an object.")
     for key in ("images", "annotations", "categories"):
@@ -251,9 +245,7 @@ def _read_categories(records: list[Any], report: Report) -> tuple[list[Category]
             continue
         category = Category(int(record["id"]), str(record["name"]), tuple(record.get("keypoints") or ()))
         if category.id in found:
-            report(
-                f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}"
-            )
+            report(f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}")
             continue
         if by_name.setdefault(category.name, category.id) != category.id:
             report(f"two categories are called {category.name!r}: {by_name[category.name]} and {category.id}")
@@ -359,9 +351,7 @@ def _add_annotation(
     if len(keypoints) % 3 or not all(_is_number(value) for value in keypoints):
         report(f"{name} has keypoints that are no triples of numbers (x, y, visibility)")
         keypoints = ()
-    written.add(
-        number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints
-    )
+    written.add(number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints)
 
 
 def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> list[array[float]] | bytes:

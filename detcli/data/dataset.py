@@ -138,9 +138,7 @@ class DetectionDataset(Dataset[Sample]):
                 record = transform(record)
         position = int(self.indices[index])
         size = record["image"].shape[-2], record["image"].shape[-1]
-        info = ImageInfo(
-            int(self.source.image_ids[position]), self.source.file_name(position), annotations.size, size
-        )
+        info = ImageInfo(int(self.source.image_ids[position]), self.source.file_name(position), annotations.size, size)
         return Sample(record["image"].as_subclass(torch.Tensor), _target(record), info)
 
     def ground_truth(self) -> dict[str, Any]:
@@ -149,11 +147,7 @@ class DetectionDataset(Dataset[Sample]):
         Annotations are numbered from 1, since pycocotools takes an id of 0 for no match. Pictures that turned
         out to be unreadable have none.
         """
-        bad = {
-            image_id
-            for image_id, is_bad in zip(self.image_ids, self._found_bad.tolist(), strict=True)
-            if is_bad
-        }
+        bad = {image_id for image_id, is_bad in zip(self.image_ids, self._found_bad.tolist(), strict=True) if is_bad}
         if not bad:
             return self._ground_truth
         kept = [item for item in self._ground_truth["annotations"] if item["image_id"] not in bad]
@@ -283,9 +277,7 @@ def open_dataset(
     )
 
 
-def _training_transforms(
-    config: DataConfig, input: InputConfig, categories: list[Category]
-) -> list[TransformFn]:
+def _training_transforms(config: DataConfig, input: InputConfig, categories: list[Category]) -> list[TransformFn]:
     fill = input.mean if input.channels == "rgb" else input.mean[::-1]
     names = next((category.keypoints for category in categories if category.keypoints), ())
     transforms: list[TransformFn] = []

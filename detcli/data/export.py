@@ -43,9 +43,7 @@ def write_shapes(splits: dict[str, Shapes], folder: Path, advance: Callable[[int
             _write(labels / source.file_name(index), annotations.semantic)
             advance(index + 1, total)
         ground_truth = dataset.ground_truth()
-        ground_truth["stuff"] = [
-            {"label": label, "name": name} for label, name in enumerate(STUFF, len(THINGS))
-        ]
+        ground_truth["stuff"] = [{"label": label, "name": name} for label, name in enumerate(STUFF, len(THINGS))]
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(ground_truth))
 
 

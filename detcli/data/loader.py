@@ -42,9 +42,7 @@ def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
             if target.semantic is not None:
                 target.semantic = _pad(target.semantic, height, width, NO_LABEL)
             targets.append(target)
-    return Batch(
-        images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples]
-    )
+    return Batch(images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples])
 
 
 class BatchOrder(Sampler[list[Key]]):

@@ -86,8 +86,7 @@ def read_proposals(path: str | os.PathLike[str]) -> Proposals:
     """
     if not Path(path).is_file():
         raise DetcliError(
-            f"there is no proposals file {path}. "
-            f"Write one with `detcli predict RPN --data SOURCE --proposals {path}`."
+            f"there is no proposals file {path}. Write one with `detcli predict RPN --data SOURCE --proposals {path}`."
         )
     try:
         arrays = load_file(path)

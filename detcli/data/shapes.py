@@ -58,9 +58,7 @@ class Shapes:
         shortest = np.rint(min(size) * (0.9 + 0.2 * draws[:, 0])).astype(np.int64)
         longest = np.full(count, max(size))
         tall = draws[:, 1] < 0.25
-        self.sizes = np.where(
-            tall[:, None], np.stack([longest, shortest], 1), np.stack([shortest, longest], 1)
-        )
+        self.sizes = np.where(tall[:, None], np.stack([longest, shortest], 1), np.stack([shortest, longest], 1))
 
     def file_name(self, index: int) -> str:
         """Return the name that picture `index` has once it is written to a folder."""
@@ -131,15 +129,12 @@ def _background(generator: np.random.Generator, size: tuple[int, int]) -> tuple[
     height, width = size
     y, x = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     hills = sum(
-        generator.uniform(0.01, 0.06)
-        * np.sin(2 * np.pi * (generator.uniform(0.5, 2.5) * x + generator.random()))
+        generator.uniform(0.01, 0.06) * np.sin(2 * np.pi * (generator.uniform(0.5, 2.5) * x + generator.random()))
         for _ in range(2)
     )
     ground = y > generator.uniform(0.3, 0.6) + hills
     lake_y, lake_x = generator.uniform(0.7, 1.0), generator.uniform(0, 1)
-    lake = ((y - lake_y) / generator.uniform(0.06, 0.2)) ** 2 + (
-        (x - lake_x) / generator.uniform(0.2, 0.6)
-    ) ** 2 < 1
+    lake = ((y - lake_y) / generator.uniform(0.06, 0.2)) ** 2 + ((x - lake_x) / generator.uniform(0.2, 0.6)) ** 2 < 1
     region = np.where(ground, np.where(lake, 2, 1), 0)
     # RGB at the top and at the bottom of the picture; each scene is lit a little differently.
     colours = np.array(
@@ -175,9 +170,7 @@ def _outline(generator: np.random.Generator, label: int) -> NDArray[np.float64]:
     return np.asarray(corners / np.ptp(corners, axis=0).max())
 
 
-def _place(
-    generator: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int]
-) -> NDArray[np.float64]:
+def _place(generator: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
     """Return the corners in pixels at a size and place drawn at random, a tenth of it outside at most."""
     side = min(size) * generator.uniform(*SIDES)
     margin = 0.4 * side
@@ -207,9 +200,7 @@ def _coverage(corners: NDArray[np.float64], region: Region) -> Float:
     return coverage
 
 
-def _paint(
-    generator: np.random.Generator, pixels: Float, corners: NDArray[np.float64], coverage: Float
-) -> None:
+def _paint(generator: np.random.Generator, pixels: Float, corners: NDArray[np.float64], coverage: Float) -> None:
     """Draw a shape into `pixels`, the part of the picture that it touches.
 
     It has a rim and a colour unlike what is behind it, is plain or striped, and a little shaded.

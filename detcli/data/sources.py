@@ -80,9 +80,7 @@ def match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, N
                 f"it has {_listed(names)} (ids {_listed(ids)}), "
                 f"the model knows {_listed(classes.names)} (ids {_listed(classes.ids)})."
             )
-        warnings.warn(
-            f"classes of {source.name} are matched by id: the model knows none by name", stacklevel=3
-        )
+        warnings.warn(f"classes of {source.name} are matched by id: the model knows none by name", stacklevel=3)
     label_of = {key: label for label, key in reversed(list(enumerate(wanted)))}
     labels = np.array([label_of.get(key, -1) for key in offered], np.int64)
     left_out = [name for name, label in zip(names, labels, strict=True) if label < 0]

@@ -119,9 +119,7 @@ def plot_stats(every: list[Stats], path: Path) -> None:
         by_ratio.hist(stats.picture_sizes[:, 1] / stats.picture_sizes[:, 0], bins=40, **style)
         most = int(stats.per_picture.max(initial=0))
         by_count.hist(stats.per_picture, bins=np.linspace(-0.5, most + 0.5, min(most + 2, 60)), **style)
-    by_class.set_xticks(
-        np.arange(len(shown)) + width * (len(every) - 1) / 2, [names[label] for label in shown]
-    )
+    by_class.set_xticks(np.arange(len(shown)) + width * (len(every) - 1) / 2, [names[label] for label in shown])
     by_class.tick_params(axis="x", rotation=90 if len(shown) > 8 else 0)
     by_class.set(title="objects by class", ylabel="objects")
     by_size.set(title="object size", xlabel="square root of the area in pixels", ylabel="objects")

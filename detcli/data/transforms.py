@@ -152,9 +152,7 @@ class RandomCrop:
         spare = height - window[0], width - window[1]
         top, left = self._place(record["boxes"], window, spare)
         return {
-            key: functional.crop(value, top, left, *window)
-            if isinstance(value, tv_tensors.TVTensor)
-            else value
+            key: functional.crop(value, top, left, *window) if isinstance(value, tv_tensors.TVTensor) else value
             for key, value in record.items()
         }
 

@@ -101,9 +101,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         found = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
         if not found:
-            raise DetcliError(
-                f"{path} is a folder without a checkpoint. Give a .safetensors file or a run folder."
-            )
+            raise DetcliError(f"{path} is a folder without a checkpoint. Give a .safetensors file or a run folder.")
         path = found[0]
     if not path.is_file():
         raise DetcliError(f"there is no checkpoint {path}.{_others_beside(path)}")
@@ -128,9 +126,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             )
         config = load(header["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DetcliError(
-            f"{path} has a damaged description: {error!r}. Save or download it again."
-        ) from None
+        raise DetcliError(f"{path} has a damaged description: {error!r}. Save or download it again.") from None
     return Checkpoint(path, config, classes, header.get("metrics") or {}, header.get("training"))
 
 

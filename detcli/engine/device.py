@@ -37,9 +37,7 @@ def find_device(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which the forward pass runs: autocast to bf16 or fp16, or nothing for fp32."""
-    return torch.autocast(
-        device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32"
-    )
+    return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
 
 
 def memory_in_use(device: torch.device) -> int:

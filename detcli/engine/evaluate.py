@@ -91,9 +91,7 @@ def evaluate_model(
         if task == "mask" and not dataset.has_masks:
             evaluation.notes.append("mask AP was not measured: the data have no masks")
             continue
-        result: Result = evaluate(
-            ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator
-        )
+        result: Result = evaluate(ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator)
         evaluation.metrics |= result.metrics
         evaluation.per_class[task] = result.per_class
         evaluation.notes += result.notes

@@ -33,9 +33,7 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
         backbone = config.model["backbone"]["name"]
         url = find("backbones", backbone).weights
         if url is None:
-            raise DetcliError(
-                f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`."
-            )
+            raise DetcliError(f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`.")
         load_backbone(model.backbone, url)
         return f"ImageNet weights of {backbone}"
     checkpoint = open_checkpoint(config.weights)

@@ -15,7 +15,10 @@ SHOW_SIDE = 480
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
-    """Write metrics.json (percent, with AP by class and notes), results.json (COCO results) and pictures/ with the kept detections drawn."""
+    """Write metrics.json, results.json (COCO results) and pictures/ with the kept detections drawn.
+
+    metrics.json is in percent, with AP by class and notes.
+    """
     import cv2
 
     from detcli.visual import contact_sheet, draw

@@ -46,9 +46,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _losses(lines: list[dict[str, Any]]) -> Figure:
     """Return the smoothed losses over the raw ones, with the learning rate on an axis of its own."""
     steps = _column(lines, "iter")
-    names = sorted(
-        {name for line in lines for name in line if "loss" in name}, key=lambda name: (name != "loss", name)
-    )
+    names = sorted({name for line in lines for name in line if "loss" in name}, key=lambda name: (name != "loss", name))
     figure, axes = _figure("Training loss", "loss")
     highest = 0.0
     for number, name in enumerate(names):
@@ -56,9 +54,7 @@ def _losses(lines: list[dict[str, Any]]) -> Figure:
         smooth = _smoothed(values)
         color, width = ("black", 2.0) if name == "loss" else (f"C{number % 10}", 1.5)
         axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
-        axes.plot(
-            steps, smooth, color=color, linewidth=width, label=name, marker="o" if len(steps) == 1 else None
-        )
+        axes.plot(steps, smooth, color=color, linewidth=width, label=name, marker="o" if len(steps) == 1 else None)
         finite = values[np.isfinite(values)]
         if finite.size:
             highest = max(highest, float(np.quantile(finite, 0.98)))

@@ -46,9 +46,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
         elif path.is_file():
             inside = [path]
         else:
-            inside = [
-                Path(item) for item in sorted(glob.glob(pattern, recursive=True)) if Path(item).is_file()
-            ]
+            inside = [Path(item) for item in sorted(glob.glob(pattern, recursive=True)) if Path(item).is_file()]
         if not inside:
             raise DetcliError(
                 f"{pattern} is no picture, video, or folder with some; it was looked for in {Path.cwd()}."
@@ -91,9 +89,7 @@ def predict_files(
         wanted = [index for index, label in enumerate(detections.labels.tolist()) if label in labels]
         detections = detections[wanted]
         info = ImageInfo(len(predicted.images) + 1, name, size, size)
-        predicted.images.append(
-            {"id": info.image_id, "file_name": name, "height": size[0], "width": size[1], **extra}
-        )
+        predicted.images.append({"id": info.image_id, "file_name": name, "height": size[0], "width": size[1], **extra})
         predicted.results += to_coco(detections, info, predictor.classes)
         return detections
 
@@ -110,9 +106,7 @@ def predict_files(
         if path.suffix.lower() in VIDEOS:
             _predict_video(predictor, path, folder / names[path], batch, score, keep)
             advance()
-    (folder / "results.json").write_text(
-        json.dumps({"images": predicted.images, "annotations": predicted.results})
-    )
+    (folder / "results.json").write_text(json.dumps({"images": predicted.images, "annotations": predicted.results}))
     return predicted
 
 
@@ -128,9 +122,7 @@ def _predict_video(predictor: Predictor, path: Path, out: Path, batch: int, scor
         for image, detections in zip(group, found, strict=True):
             kept = keep(detections, str(path), image.shape[:2], frame=frames)
             height, width = image.shape[:2]
-            writer = writer or cv2.VideoWriter(
-                str(out), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height)
-            )
+            writer = writer or cv2.VideoWriter(str(out), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
             writer.write(np.ascontiguousarray(draw(image, kept, predictor.names, score)[..., ::-1]))
             frames += 1
     capture.release()

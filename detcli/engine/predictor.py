@@ -24,9 +24,7 @@ Picture = str | os.PathLike[str] | NDArray[Any]
 class Predictor:
     """A trained model that takes pictures; `names` are its class names in label order."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32") -> None:
         checkpoint = open_checkpoint(path)
         self.path: Path = checkpoint.path
         self.config = checkpoint.config
@@ -51,25 +49,21 @@ class Predictor:
         self, images: Picture, *, batch: int = ..., score: float = ...
     ) -> Detections: ...
     @overload
-    def predict(
-        self, images: Sequence[Picture], *, batch: int = ..., score: float = ...
-    ) -> list[Detections]: ...
+    def predict(self, images: Sequence[Picture], *, batch: int = ..., score: float = ...) -> list[Detections]: ...
 
     def predict(
         self, images: Picture | Sequence[Picture], *, batch: int = 1, score: float = 0.0
     ) -> Detections | list[Detections]:
         """Detect in one picture or in several: paths, or uint8 RGB arrays [H,W,3].
 
-        Returns `Detections` on the CPU, one for each picture, with boxes and masks [D,H,W] in the picture's own pixels, best
-        first, those of at least `score`. Raises `DetcliError` for a file that can't be read as a picture.
+        Returns `Detections` on the CPU, one for each picture, with boxes and masks [D,H,W] in the
+        picture's own pixels, best first, those of at least `score`. Raises `DetcliError` for a file that can't be read as a picture.
         """
         if isinstance(images, str | os.PathLike | np.ndarray):
             return next(self.stream(iter([images]), batch=1, score=score))
         return list(self.stream(iter(images), batch=batch, score=score))
 
-    def stream(
-        self, images: Iterator[Picture], *, batch: int = 1, score: float = 0.0
-    ) -> Iterator[Detections]:
+    def stream(self, images: Iterator[Picture], *, batch: int = 1, score: float = 0.0) -> Iterator[Detections]:
         """Yield the detections of each of `images`, as `predict` does, `batch` at a time."""
         samples = []
         for index, image in enumerate(images):

@@ -56,7 +56,7 @@ class Reporter:
             self.writer.close()
 
     def training(self, step: int, epoch: str, figures: dict[str, float]) -> None:
-        """Report the figures of the steps up to `step`: losses, lr, images/s, the share of time spent waiting for data, memory."""
+        """Report the figures of the steps up to `step`: losses, images/s, share of time waiting for data, memory."""
         self._record("train", step, figures)
         losses = " ".join(
             f"{name.removeprefix('loss_')} {value:.3f}" for name, value in figures.items() if "loss" in name

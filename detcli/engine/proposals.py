@@ -23,7 +23,7 @@ def propose(
     path: Path,
     advance: Callable[[int, int], None],
 ) -> tuple[int, int]:
-    """Write the proposals for the `split` of the data at `source` to `path`; return the numbers of pictures and of boxes.
+    """Write the proposals for the `split` of the data at `source` to `path`; return how many pictures and boxes.
 
     Boxes are in the pictures' own pixels, without augmentation. Raises `UsageError` when the model makes no proposals.
     """
@@ -36,9 +36,7 @@ def propose(
     counts = [0, 0]
 
     def items() -> Iterator[tuple[int, Tensor, Tensor]]:
-        for info, proposals in detect_in(
-            predictor.model, dataset, config, predictor.device, predictor.precision
-        ):
+        for info, proposals in detect_in(predictor.model, dataset, config, predictor.device, predictor.precision):
             counts[0] += 1
             counts[1] += len(proposals)
             advance(counts[0], len(dataset))

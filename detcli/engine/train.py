@@ -52,9 +52,7 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     """
     options = config.train
     if options.batch % options.accumulate:
-        raise DetcliError(
-            f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts."
-        )
+        raise DetcliError(f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts.")
     torch.manual_seed(options.seed)
     device = find_device(options.device)
     with torch.device("meta"):
@@ -90,7 +88,8 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
         state = _restore(resume, model, average, optimizer, scaler)
         if state.step >= rate.total:
             raise DetcliError(
-                f"{resume.path} has already done {state.step} of {rate.total} steps. Give more with --epochs or --iters."
+                f"{resume.path} has already done {state.step} of {rate.total} steps. "
+                "Give more with --epochs or --iters."
             )
     if options.compile:
         _compile(model, device)
@@ -105,9 +104,7 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
         f"evaluated on {len(val)}; {origin}; {trained / 1e6:.1f} M trained parameters; {device}, {options.precision}"
     )
     scaling = (
-        f"{config.optim.lr:g} for {config.optim.batch} images, scaled linearly"
-        if config.optim.batch
-        else "as given"
+        f"{config.optim.lr:g} for {config.optim.batch} images, scaled linearly" if config.optim.batch else "as given"
     )
     console.print(
         f"learning rate {lr:g} for {options.batch} images a step ({scaling}); "
@@ -164,8 +161,8 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
                 )
                 if not math.isfinite(figures["loss"]):
                     raise DetcliError(
-                        f"the loss is {figures['loss']} at iteration {state.step}; nothing after the last checkpoint was saved. "
-                        "Try a lower --lr, --clip 10, or --precision fp32."
+                        f"the loss is {figures['loss']} at iteration {state.step}; "
+                        "nothing after the last checkpoint was saved. Try a lower --lr, --clip 10, or --precision fp32."
                     )
             position = state.step // steps_per_epoch if config.sched.unit == "epoch" else state.step
             counts = ends_epoch or config.sched.unit == "iter"
@@ -325,9 +322,7 @@ def _restore(
     if average:
         load_weights(average.model, weights, str(checkpoint.path))
         average.updates = header["ema_updates"]
-        raw = {
-            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
-        }
+        raw = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         weights = raw or weights
     load_weights(model, weights, str(checkpoint.path))
     states: dict[int, dict[str, Tensor]] = {}

@@ -157,9 +157,7 @@ def _found(
             found.append(item)
     if unknown_categories:
         ids = _few(map(str, sorted(unknown_categories)))
-        notes.append(
-            f"{_results(unknown_categories.total())} left out: the ground truth has no category id {ids}"
-        )
+        notes.append(f"{_results(unknown_categories.total())} left out: the ground truth has no category id {ids}")
     if unknown_images:
         notes.append(f"{_results(unknown_images)} left out: the ground truth has no such image id")
     if broken:
@@ -180,9 +178,7 @@ def _run(
             from faster_coco_eval import COCO
             from faster_coco_eval import COCOeval_faster as Evaluation
         except ImportError as error:
-            raise DetcliError(
-                f"faster-coco-eval does not load ({error}): use `--evaluator pycocotools`"
-            ) from error
+            raise DetcliError(f"faster-coco-eval does not load ({error}): use `--evaluator pycocotools`") from error
     else:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluation
@@ -201,9 +197,7 @@ def _run(
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
-def _explain(
-    main: str, metrics: dict[str, float], per_class: dict[str, float], results: int, found: int
-) -> list[str]:
+def _explain(main: str, metrics: dict[str, float], per_class: dict[str, float], results: int, found: int) -> list[str]:
     """Return why figures are -1 or 0; `found` of the `results` fit the ground truth."""
     if metrics[main] == -1:
         return [f"{main} is -1: the ground truth has no objects"]

@@ -58,9 +58,7 @@ def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[
         for box, score, label in found
     ]
     if detections.masks is not None or detections.mask_crops is not None:
-        for result, (left, top, mask) in zip(
-            results, mask_regions(detections, info.original_size), strict=True
-        ):
+        for result, (left, top, mask) in zip(results, mask_regions(detections, info.original_size), strict=True):
             result["segmentation"] = run_lengths(mask, left, top, info.original_size)
     return results
 
@@ -76,9 +74,7 @@ def mask_regions(
             yield left, top, mask.numpy()
 
 
-def run_lengths(
-    mask: NDArray[np.bool_ | np.uint8], left: int, top: int, size: tuple[int, int]
-) -> dict[str, Any]:
+def run_lengths(mask: NDArray[np.bool_ | np.uint8], left: int, top: int, size: tuple[int, int]) -> dict[str, Any]:
     """Return the COCO run lengths of a picture that is `mask` [h,w] at (left, top) and 0 elsewhere.
 
     size is (height, width) of the picture.
@@ -89,9 +85,7 @@ def run_lengths(
     columns = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
     columns[:, 1:-1] = mask.T
     change = np.diff(columns, axis=1)
-    begins, ends = (
-        (left + x) * height + top + y for x, y in (np.nonzero(change == 1), np.nonzero(change == -1))
-    )
+    begins, ends = ((left + x) * height + top + y for x, y in (np.nonzero(change == 1), np.nonzero(change == -1)))
     edges = np.setxor1d(begins, ends, assume_unique=True)
     counts = np.diff(np.r_[0, edges, height * width]).tolist()
     if counts[-1] == 0:

@@ -35,9 +35,7 @@ class AnchorGenerator:
     ) -> None:
         self.strides = tuple(strides)
         if octave_base_scale is not None:
-            scales = [
-                octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)
-            ]
+            scales = [octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)]
         self.num_base_anchors = len(ratios) * len(scales)
         sides = torch.tensor(base_sizes or strides, dtype=torch.float32)
         roots = torch.tensor(ratios, dtype=torch.float32).sqrt()
@@ -82,9 +80,7 @@ class PointGenerator:
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
         """Return the points [H*W,2] (x, y) of each level; `sizes` are the (H, W) of the feature maps."""
-        return [
-            _grid(size, stride, self.offset, device) for size, stride in zip(sizes, self.strides, strict=True)
-        ]
+        return [_grid(size, stride, self.offset, device) for size, stride in zip(sizes, self.strides, strict=True)]
 
 
 def inside_images(

@@ -52,9 +52,7 @@ def max_iou(
     """
 
     @torch.no_grad()
-    def assign(
-        anchors: Tensor, target: Target, level_counts: list[int], valid: Tensor | None = None
-    ) -> Assignment:
+    def assign(anchors: Tensor, target: Target, level_counts: list[int], valid: Tensor | None = None) -> Assignment:
         taking_part = anchors.new_ones(len(anchors), dtype=torch.bool) if valid is None else valid
         if ignore_iof > 0 and len(target.ignored):
             for crowd in _chunks(target.ignored, len(anchors)):
@@ -94,9 +92,7 @@ def atss(*, topk: int = 9) -> AnchorAssigner:
     """
 
     @torch.no_grad()
-    def assign(
-        anchors: Tensor, target: Target, level_counts: list[int], valid: Tensor | None = None
-    ) -> Assignment:
+    def assign(anchors: Tensor, target: Target, level_counts: list[int], valid: Tensor | None = None) -> Assignment:
         best = anchors.new_zeros(len(anchors))
         best_gt = torch.full_like(best, NEGATIVE, dtype=torch.int64)
         first = 0
@@ -116,12 +112,8 @@ def atss(*, topk: int = 9) -> AnchorAssigner:
             # The largest IoU of each anchor, then the first object that reaches it.
             iou, candidates = torch.where(chosen, iou, 0.0).flatten(), candidates.flatten()
             chunk_best = torch.zeros_like(best).scatter_reduce(0, candidates, iou, "amax")
-            owner = torch.arange(first, first + len(boxes), device=anchors.device).repeat_interleave(
-                exists.shape[1]
-            )
-            owner = torch.where(
-                (iou > 0) & (iou == chunk_best[candidates]), owner, torch.iinfo(torch.int64).max
-            )
+            owner = torch.arange(first, first + len(boxes), device=anchors.device).repeat_interleave(exists.shape[1])
+            owner = torch.where((iou > 0) & (iou == chunk_best[candidates]), owner, torch.iinfo(torch.int64).max)
             chunk_gt = torch.full_like(best_gt, torch.iinfo(torch.int64).max)
             chunk_gt = chunk_gt.scatter_reduce(0, candidates, owner, "amin")
             best_gt = torch.where(chunk_best > best, chunk_gt, best_gt)
@@ -134,9 +126,7 @@ def atss(*, topk: int = 9) -> AnchorAssigner:
     return assign
 
 
-def _nearest(
-    anchors: Tensor, boxes: Tensor, level_counts: list[int], topk: int, valid: Tensor | None
-) -> Tensor:
+def _nearest(anchors: Tensor, boxes: Tensor, level_counts: list[int], topk: int, valid: Tensor | None) -> Tensor:
     """Return the indices [G,K] of the `topk` anchors of each level nearest to the centres of boxes [G,4].
 
     Anchors that are not `valid` come last, and only where a level has too few others.

@@ -69,9 +69,7 @@ class DeltaBoxCoder:
 class DistanceBoxCoder:
     """Distances from a point to the left, top, right and bottom of a box (Tian et al. 2019, equation 1)."""
 
-    def encode(
-        self, points: Tensor, gt: Tensor, max_distance: float | None = None, margin: float = 0.1
-    ) -> Tensor:
+    def encode(self, points: Tensor, gt: Tensor, max_distance: float | None = None, margin: float = 0.1) -> Tensor:
         """Return the distances [...,4] from points [...,2] to gt [...,4]; negative outside the box.
 
         With `max_distance`, distances are limited to 0..max_distance - margin.

@@ -63,9 +63,7 @@ def conv_tower(
 ) -> nn.Sequential:
     """Return `depth` 3x3 convolutions with norm and ReLU; for `bias` see `ConvNorm`."""
     widths = [in_channels] + [channels] * depth
-    return nn.Sequential(
-        *(ConvNorm(before, after, 3, norm=norm, bias=bias) for before, after in pairwise(widths))
-    )
+    return nn.Sequential(*(ConvNorm(before, after, 3, norm=norm, bias=bias) for before, after in pairwise(widths)))
 
 
 def init_dense_head(head: nn.Module, classifier: nn.Conv2d, prior_probability: float) -> None:

@@ -17,9 +17,7 @@ class Detector(nn.Module):
     of them being what runs are compared by.
     """
 
-    def __init__(
-        self, backbone: nn.Module, neck: nn.Module | None, tasks: tuple[str, ...] = ("box",)
-    ) -> None:
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, tasks: tuple[str, ...] = ("box",)) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck

@@ -50,9 +50,7 @@ def resnet(
                 convs = basic_convs(in_channels, channels, stride, dilations[stage])
             else:
                 width = channels * width_per_group // 64 * groups
-                convs = bottleneck_convs(
-                    in_channels, channels, width, stride, dilations[stage], groups, style
-                )
+                convs = bottleneck_convs(in_channels, channels, width, stride, dilations[stage], groups, style)
             blocks.append(ResidualBlock(convs, stride, norm))
             in_channels = convs[-1].out_channels
         stages.append(blocks)

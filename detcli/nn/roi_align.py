@@ -1,8 +1,8 @@
 """RoIAlign as two matrix products, for training on a CPU.
 
-The mean of bilinear samples on a grid is separable: an output cell is a weighted sum of rows of a weighted sum of columns.
-torchvision's backward pass adds up one sample at a time on one core; matrix products use all of them. Their work grows
-with the area of the map, so large maps stay with torchvision.
+The mean of bilinear samples on a grid is separable: an output cell is a weighted sum of rows of a weighted sum of
+columns. torchvision's backward pass adds up one sample at a time on one core; matrix products use all of them. Their
+work grows with the area of the map, so large maps stay with torchvision.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Return [R,C,S,S] (S is `size`, or a pair of height and width) of features [N,C,H,W] at rois [R,5] (image index, xyxy in pixels; Mask R-CNN, section 3).
+    """Return [R,C,S,S] of features [N,C,H,W] at rois [R,5] (image index, xyxy in pixels; Mask R-CNN, section 3).
 
-    `scale` is cells a pixel; `sampling_ratio` and `aligned` are those of `torchvision.ops.roi_align`.
+    S is `size`, or a pair of height and width. `scale` is cells a pixel; `sampling_ratio` and `aligned` are those of
+    `torchvision.ops.roi_align`.
     """
     small = features.shape[-2] * features.shape[-1] <= LARGEST_MAP
     if small and features.requires_grad and features.device.type == "cpu":
@@ -65,10 +66,8 @@ def separable_roi_align(
 
 def _weights(start: Tensor, length: Tensor, size: int, extent: int, sampling_ratio: int) -> Tensor:
     """Return how much each of `extent` cells counts in each of `size` output cells, along one axis: [R,size,extent]."""
-    if sampling_ratio > 0:
-        samples = torch.full_like(length, sampling_ratio)
-    else:
-        samples = (length / size).ceil().clamp(min=0)
+    fixed = torch.full_like(length, sampling_ratio)
+    samples = fixed if sampling_ratio > 0 else (length / size).ceil().clamp(min=0)
     number = torch.arange(int(samples.max().clamp(min=1)) if len(samples) else 1)
     inside = (number + 0.5) / samples.clamp(min=1)[:, None]
     cell = torch.arange(size)[:, None] + inside[:, None, :]

@@ -59,9 +59,7 @@ class SingleLevelExtractor(nn.Module):
         counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
         pooled = [
             roi_align(feature.float(), part, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
-            for feature, stride, part in zip(
-                features, self.strides, torch.split(rois[order], counts), strict=False
-            )
+            for feature, stride, part in zip(features, self.strides, torch.split(rois[order], counts), strict=False)
         ]
         return torch.cat(pooled)[order.argsort()]
 

@@ -130,9 +130,7 @@ class BBoxHead(nn.Module):
         valid = torch.cat([sample.valid for sample in samples])
         count = valid.sum().clamp(min=1)
         # A negative reads the deltas of the last class; they have weight 0.
-        predicted = deltas[
-            torch.arange(len(labels), device=labels.device), labels.clamp(max=self.num_classes - 1)
-        ]
+        predicted = deltas[torch.arange(len(labels), device=labels.device), labels.clamp(max=self.num_classes - 1)]
         if self.decode_before_loss:
             predicted, goals = self.box_coder.decode(boxes, predicted.float()), objects
         else:
@@ -177,9 +175,7 @@ class MaskHead(nn.Module):
         logits: Tensor = self.conv_logits(functional.relu(self.upsample(hidden)))
         return logits[torch.arange(len(rois), device=rois.device), labels]
 
-    def losses(
-        self, features: Sequence[Tensor], samples: list[RoISample], targets: list[Target]
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
         """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
 
         Raises `DetcliError` when the targets have no masks.
@@ -225,9 +221,7 @@ class RoIHead(nn.Module):
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls, loss_bbox and, with a mask head, loss_mask; proposals are [P,4] for each image."""
         assert batch.targets is not None
-        samples = [
-            self._sample(boxes, target) for boxes, target in zip(proposals, batch.targets, strict=True)
-        ]
+        samples = [self._sample(boxes, target) for boxes, target in zip(proposals, batch.targets, strict=True)]
         losses = self.bbox_head.losses(features, samples)
         if self.mask_head is not None:
             losses |= self.mask_head.losses(features, samples, batch.targets)
@@ -242,9 +236,7 @@ class RoIHead(nn.Module):
         sizes = batch.sizes[rois[:, 0].long()]
         boxes = self.bbox_head.box_coder.decode(rois[:, None, 1:], deltas.float(), sizes[:, None])
         found = []
-        for image_boxes, image_scores in zip(
-            torch.split(boxes, counts), torch.split(scores, counts), strict=True
-        ):
+        for image_boxes, image_scores in zip(torch.split(boxes, counts), torch.split(scores, counts), strict=True):
             kept_boxes, kept_scores, labels, _ = multiclass_nms(
                 image_boxes, image_scores, self.score_threshold, self.nms_threshold, self.max_per_image
             )

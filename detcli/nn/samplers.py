@@ -65,9 +65,7 @@ class RandomSampler:
         return Sample(index, positive, valid[kept], torch.where(positive, gt_index[index], NEGATIVE), limit)
 
 
-def random(
-    *, num: int, positive_fraction: float, add_gt: bool = False, negative_ratio: float = -1
-) -> RandomSampler:
+def random(*, num: int, positive_fraction: float, add_gt: bool = False, negative_ratio: float = -1) -> RandomSampler:
     """Return a sampler of a random share of positives and negatives (Faster R-CNN, section 3.1.3)."""
     return RandomSampler(num, positive_fraction, add_gt, negative_ratio)
 

@@ -4,11 +4,8 @@ from detcli.plugin import Part, Plugin, Recipe
 
 plugin = Plugin(
     name="atss",
-    title="Bridging the Gap Between Anchor-based and Anchor-free Detection "
-    "via Adaptive Training Sample Selection",
+    title="Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample Selection",
     arxiv="1912.02424",
-    models={
-        "atss": Part(".model:atss", summary="one anchor a location, assigned by its overlaps' statistics")
-    },
+    models={"atss": Part(".model:atss", summary="one anchor a location, assigned by its overlaps' statistics")},
     recipes=[Recipe("atss", optim={"lr": 0.01}, summary="as MMDetection trains it")],
 )

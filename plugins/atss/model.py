@@ -94,9 +94,7 @@ class ATSSHead(nn.Module):
     def losses(self, features: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls, loss_bbox and loss_centerness."""
         logits, deltas, central = self(features)
-        anchors, targets = assign_anchors(
-            self.assigner, self.anchors, map_sizes(features), batch, self.num_classes
-        )
+        anchors, targets = assign_anchors(self.assigner, self.anchors, map_sizes(features), batch, self.num_classes)
         num_positive = reduce_mean(targets.num_positive())
         # Other anchors keep their own box: a loss of no overlap's gradient, which their weight of 0 removes.
         positive = targets.positive[..., None]

@@ -25,9 +25,7 @@ plugin = Plugin(
     name="faster_rcnn",
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
     arxiv="1506.01497",
-    models={
-        "faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")
-    },
+    models={"faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")},
     recipes=[
         Recipe("faster_rcnn", under=DEMO, summary="on a feature pyramid"),
         Recipe(

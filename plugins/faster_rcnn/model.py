@@ -62,9 +62,7 @@ def faster_rcnn(
     """
     body = build("backbones", backbone)
     pyramid = neck and build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
-    channels, strides = (
-        (pyramid.out_channels, pyramid.strides) if pyramid else (body.out_channels[-1], body.strides)
-    )
+    channels, strides = (pyramid.out_channels, pyramid.strides) if pyramid else (body.out_channels[-1], body.strides)
     first_stage = rpn_head(
         in_channels=channels,
         strides=strides,

@@ -47,9 +47,7 @@ class PointAssigner:
     axes.
     """
 
-    def __init__(
-        self, strides: Sequence[int], regress_limits: Sequence[float], center_radius: float | None
-    ) -> None:
+    def __init__(self, strides: Sequence[int], regress_limits: Sequence[float], center_radius: float | None) -> None:
         if len(regress_limits) != len(strides) - 1:
             raise UsageError(
                 f"regress_limits of model 'fcos' has {len(regress_limits)} numbers, but the neck "
@@ -66,9 +64,7 @@ class PointAssigner:
         `levels` are the points [H*W,2] of each level. Memory is bounded for any number of objects.
         """
         assigned = []
-        for points, stride, low, high in zip(
-            levels, self.strides, self.limits, self.limits[1:], strict=False
-        ):
+        for points, stride, low, high in zip(levels, self.strides, self.limits, self.limits[1:], strict=False):
             smallest = points.new_full((len(points),), math.inf)
             gt_index = torch.full_like(smallest, NEGATIVE, dtype=torch.int64)
             step = max(1, MAX_PAIRS // len(points))

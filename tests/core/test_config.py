@@ -62,9 +62,7 @@ def test_a_schedule_sets_what_the_model_has_and_a_recipe_has_the_last_word_under
     assert found.origins["optim.lr"] == "recipe toy under slim"
     without_neck = resolve("toy_two", sched="slim").config
     assert ("neck" in without_neck.model, without_neck.optim.lr) == (False, 0.1)
-    assert (
-        resolve("toy", sched="slim", settings=["model.neck.num_outs=4"]).config.model["neck"]["num_outs"] == 4
-    )
+    assert resolve("toy", sched="slim", settings=["model.neck.num_outs=4"]).config.model["neck"]["num_outs"] == 4
 
 
 def test_another_name_keeps_the_arguments_that_the_new_part_has_too():

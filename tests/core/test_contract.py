@@ -113,9 +113,7 @@ def test_a_model_that_breaks_it_is_told_so(small_plugin, old, new, message):
         small_plugin(in_model=(old, new))
 
 
-@pytest.mark.parametrize(
-    ("card", "message"), [("", "has no card"), ("Hello.", r"does not name arXiv 1234\.56789")]
-)
+@pytest.mark.parametrize(("card", "message"), [("", "has no card"), ("Hello.", r"does not name arXiv 1234\.56789")])
 def test_a_card_that_is_missing_or_cites_nothing_is_told_so(small_plugin, card, message):
     with pytest.raises(ContractError, match=message):
         small_plugin(card=card)

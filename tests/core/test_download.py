@@ -85,9 +85,7 @@ def test_path_stays_in_the_cache(cache):
 
 def test_cut_connection_is_named_and_continued(server):
     server.limit = 100_000
-    with pytest.raises(
-        DetcliError, match=r"can't download http.*Try again, or put the file at .*weights\.pth by hand"
-    ):
+    with pytest.raises(DetcliError, match=r"can't download http.*Try again, or put the file at .*weights\.pth by hand"):
         fetch(server.url("weights.pth"))
     assert not cache_path(server.url("weights.pth")).exists()
     server.limit = len(CONTENT)
@@ -162,9 +160,7 @@ def test_unwritable_cache_is_named(server, cache):
 
 def test_two_processes_download_once(server):
     code = f"from detcli.download import fetch; print(fetch({server.url('weights.pth')!r}).stat().st_size)"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=120)[0].strip() for process in processes] == [str(len(CONTENT))] * 2
     assert server.requests == [None]
 

@@ -25,9 +25,7 @@ def test_a_part_is_normalised_and_its_reference_absolute(toy):
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_the_command_that_lists_them(toy):
-    with pytest.raises(
-        UsageError, match=r"unknown backbone 'tinny': did you mean 'tiny'.*`detcli list backbones`"
-    ):
+    with pytest.raises(UsageError, match=r"unknown backbone 'tinny': did you mean 'tiny'.*`detcli list backbones`"):
         registry.find("backbones", "tinny")
 
 

@@ -66,8 +66,7 @@ class Folder:
                 self.annotation(2, 5, 3, [25, 10, 15, 30], [[25, 10, 40, 10, 40, 40, 25, 40]]),
                 self.annotation(3, 8, 90, [5, 10, 40, 60], [[5, 10, 45, 10, 45, 70, 5, 70]])
                 | {"keypoints": [20, 20, 2, 10, 15, 2, 30, 15, 1], "num_keypoints": 3},
-                self.annotation(4, 8, 3, [50, 0, 20, 90], {"size": [90, 70], "counts": [4500, 1800]})
-                | {"iscrowd": 1},
+                self.annotation(4, 8, 3, [50, 0, 20, 90], {"size": [90, 70], "counts": [4500, 1800]}) | {"iscrowd": 1},
             ],
         }
 

@@ -137,9 +137,7 @@ def test_stats_are_counted(folder: Any, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     result = call("stats", folder.write(), "--out", plot)
     assert result.exit_code == 0
-    cells = [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line
-    ]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
     figures = {row[0]: row[1] for row in cells if len(row) == 2}
     assert figures["pictures"] == "4"
     assert figures["pictures without objects"] == "1"

@@ -51,9 +51,7 @@ def test_boxes_fit_the_pixels_of_every_kind_of_picture(folder: Any, config: Conf
         assert tuple(sample.image.shape[1:]) == sample.info.size
 
 
-def test_boxes_of_stored_pixels_are_turned_with_the_picture(
-    folder: Any, config: Config, rgb: InputConfig
-) -> None:
+def test_boxes_of_stored_pixels_are_turned_with_the_picture(folder: Any, config: Config, rgb: InputConfig) -> None:
     upright = open_dataset(config(folder.write()), "val", rgb, masks=True)
     folder.data["images"][1] |= {"height": 60, "width": 80}
     folder.data["annotations"][1] |= {
@@ -110,9 +108,7 @@ def test_run_lengths_and_polygons_are_what_pycocotools_makes_of_them(folder: Any
             assert np.array_equal(bitmaps([annotations.segmentations[row]], size)[0], expected)
 
 
-def test_crowd_is_ignored_in_training_and_kept_in_ground_truth(
-    folder: Any, config: Config, rgb: InputConfig
-) -> None:
+def test_crowd_is_ignored_in_training_and_kept_in_ground_truth(folder: Any, config: Config, rgb: InputConfig) -> None:
     dataset = open_dataset(config(folder.write()), "val", rgb)
     target = dataset[2].target
     assert target.labels.tolist() == [2]
@@ -127,9 +123,7 @@ def test_ground_truth_is_the_file(folder: Any, config: Config, rgb: InputConfig)
     truth = open_dataset(config(folder.write()), "val", rgb).ground_truth()
     assert [image["id"] for image in truth["images"]] == [11, 5, 8, 2]
     assert [item["category_id"] for item in truth["annotations"]] == [7, 3, 90, 3]
-    assert [item["bbox"] for item in truth["annotations"]] == [
-        item["bbox"] for item in folder.data["annotations"]
-    ]
+    assert [item["bbox"] for item in truth["annotations"]] == [item["bbox"] for item in folder.data["annotations"]]
     assert truth["annotations"][1]["segmentation"] == folder.data["annotations"][1]["segmentation"]
     assert truth["annotations"][2]["keypoints"] == folder.data["annotations"][2]["keypoints"]
     assert [item["id"] for item in truth["annotations"]] == [1, 2, 3, 4]
@@ -153,9 +147,7 @@ def test_classes_of_a_checkpoint_are_matched_by_name(folder: Any, config: Config
     assert ids[1] not in (3, 7, 90)
 
 
-def test_classes_are_matched_by_id_where_no_name_matches(
-    folder: Any, config: Config, rgb: InputConfig
-) -> None:
+def test_classes_are_matched_by_id_where_no_name_matches(folder: Any, config: Config, rgb: InputConfig) -> None:
     model = ClassMap(("Hund", "Katze"), (3, 7))
     with pytest.warns(UserWarning, match="by id"), pytest.warns(UserWarning, match="does not know person"):
         dataset = open_dataset(config(folder.write()), "val", rgb, classes=model)
@@ -215,9 +207,7 @@ def test_pictures_are_found_where_the_setting_says(
     assert len(open_dataset(config(folder.json, images=str(moved)), "val", rgb)) == 4
 
 
-def test_folder_without_annotations_says_what_was_looked_for(
-    tmp_path: Path, config: Config, rgb: InputConfig
-) -> None:
+def test_folder_without_annotations_says_what_was_looked_for(tmp_path: Path, config: Config, rgb: InputConfig) -> None:
     (tmp_path / "readme.json").write_text("{}")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DetcliError, match=r"annotations/instances_train\.json.*other\.json, readme\.json"):
@@ -298,9 +288,7 @@ def test_boxes_are_clipped_and_slivers_left_out(folder: Any, config: Config, rgb
         ("\udcff", "not a text file in UTF-8"),
     ],
 )
-def test_malformed_json_is_located(
-    folder: Any, config: Config, rgb: InputConfig, text: str, message: str
-) -> None:
+def test_malformed_json_is_located(folder: Any, config: Config, rgb: InputConfig, text: str, message: str) -> None:
     folder.json.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DetcliError, match=message):
         open_dataset(config(folder.path), "train", rgb)
@@ -341,9 +329,7 @@ def test_picture_of_another_size_is_refused(folder: Any, config: Config, rgb: In
         dataset[0]
 
 
-def test_missing_pictures_are_named_when_data_are_opened(
-    folder: Any, config: Config, rgb: InputConfig
-) -> None:
+def test_missing_pictures_are_named_when_data_are_opened(folder: Any, config: Config, rgb: InputConfig) -> None:
     (folder.pictures / "grey.png").unlink()
     with pytest.raises(DetcliError, match=r"1 of 3 pictures .* missing: .*grey\.png.*--skip-bad-images"):
         open_dataset(config(folder.write()), "train", rgb)

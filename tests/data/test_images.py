@@ -31,9 +31,7 @@ def test_colour_order_is_rgb(tmp_path: Path, picture: np.ndarray) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_every_format_is_read_as_pillow_reads_it(
-    tmp_path: Path, picture: np.ndarray, format: str, mode: str
-) -> None:
+def test_every_format_is_read_as_pillow_reads_it(tmp_path: Path, picture: np.ndarray, format: str, mode: str) -> None:
     path = saved(tmp_path / "a", Image.fromarray(picture).convert(mode), format)
     expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert np.abs(load_image(path) - expected).max() <= 1
@@ -95,9 +93,7 @@ def test_bytes_after_the_end_are_no_harm(tmp_path: Path, picture: np.ndarray) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_named(
-    tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "no_picture.jpg"
     path.write_bytes(content)
     with pytest.raises(DetcliError, match=r"no_picture\.jpg") as error:

@@ -55,9 +55,7 @@ def test_batches_are_padded_to_the_divisor(dataset: DetectionDataset) -> None:
     for batch in epoch(loader(dataset), 0):
         assert batch.images.dtype == torch.uint8
         assert all(side % 32 == 0 for side in batch.images.shape[2:])
-        for image, (height, width), target in zip(
-            batch.images, batch.sizes.tolist(), batch.targets, strict=True
-        ):
+        for image, (height, width), target in zip(batch.images, batch.sizes.tolist(), batch.targets, strict=True):
             assert image[:, height:].sum() == image[:, :, width:].sum() == 0
             assert image[:, :height, :width].float().mean() > 10
             assert target.masks.shape == (len(target.boxes), *batch.images.shape[2:])

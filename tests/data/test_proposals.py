@@ -44,9 +44,7 @@ def test_proposals_move_with_the_picture(
 ) -> None:
     path = tmp_path / "p.safetensors"
     write_proposals(path, items)
-    settings = config(
-        folder.write(), resize=[(160, 120)], flip=1.0, proposals=str(path), val_proposals=str(path)
-    )
+    settings = config(folder.write(), resize=[(160, 120)], flip=1.0, proposals=str(path), val_proposals=str(path))
     expected = torch.from_numpy(read_proposals(path)[11][0].copy()) * 2
     val = open_dataset(config(folder.path, test_resize=(160, 120), val_proposals=str(path)), "val", rgb)
     assert torch.allclose(val[0].target.proposals, expected)

@@ -90,9 +90,7 @@ def test_objects_differ_in_size() -> None:
     assert 0 < LEAST_VISIBLE < 1
 
 
-def test_folder_holds_the_same_as_memory(
-    tmp_path: Path, config: Callable[..., DataConfig], rgb: InputConfig
-) -> None:
+def test_folder_holds_the_same_as_memory(tmp_path: Path, config: Callable[..., DataConfig], rgb: InputConfig) -> None:
     sizes = {"train_images": 4, "val_images": 3, "seed": 2}
     write_shapes(
         {"train": shapes(split="train", **sizes), "val": shapes(split="val", **sizes)},

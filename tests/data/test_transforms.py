@@ -25,9 +25,7 @@ from detcli.data.transforms import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def record(
-    height: int = 60, width: int = 90, box: tuple[int, int, int, int] = (20, 10, 50, 40)
-) -> dict[str, Any]:
+def record(height: int = 60, width: int = 90, box: tuple[int, int, int, int] = (20, 10, 50, 40)) -> dict[str, Any]:
     """Return a picture with one bright object that fills its box."""
     pixels = np.full((height, width, 3), 20, np.uint8)
     x1, y1, x2, y2 = box
@@ -91,12 +89,8 @@ def test_resize_moves_everything(scale: tuple[int, int]) -> None:
     result = Resize([scale])(record())
     check_agreement(result)
     factor = torch.tensor([result["image"].shape[2] / 90, result["image"].shape[1] / 60])
-    assert torch.allclose(
-        result["boxes"][0, :2].as_subclass(torch.Tensor), torch.tensor([20.0, 10.0]) * factor
-    )
-    assert torch.allclose(
-        result["keypoints"][0, 0].as_subclass(torch.Tensor), torch.tensor([25.0, 15.0]) * factor
-    )
+    assert torch.allclose(result["boxes"][0, :2].as_subclass(torch.Tensor), torch.tensor([20.0, 10.0]) * factor)
+    assert torch.allclose(result["keypoints"][0, 0].as_subclass(torch.Tensor), torch.tensor([25.0, 15.0]) * factor)
 
 
 def test_pixels_are_resized_as_opencv_does() -> None:
@@ -176,9 +170,7 @@ def test_transforms_of_torchvision_fit() -> None:
 def test_what_leaves_the_picture_leaves_the_target(
     folder: Any, config: Callable[..., DataConfig], rgb: InputConfig
 ) -> None:
-    folder.data["annotations"] += [
-        folder.annotation(20, 8, 7, [0, 80, 10, 10], [[0, 80, 10, 80, 10, 90, 0, 90]])
-    ]
+    folder.data["annotations"] += [folder.annotation(20, 8, 7, [0, 80, 10, 10], [[0, 80, 10, 80, 10, 90, 0, 90]])]
     settings = config(folder.write(), resize=[(90, 70)], crop=(40, 70))
     dataset = open_dataset(settings, "train", rgb, masks=True)
     counts = set()

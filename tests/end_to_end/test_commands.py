@@ -69,7 +69,7 @@ def annotation(number, image_id, category, bitmap, crowd=False):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A COCO folder with gaps in its category ids, a crowd, a rotated JPEG, a grey PNG and a picture without objects."""
+    """COCO with gaps in its category ids, a crowd, a rotated JPEG, a grey PNG and a picture without objects."""
     root = tmp_path_factory.mktemp("pictures")
     (root / "annotations").mkdir()
     for split in ("train", "val"):
@@ -123,9 +123,7 @@ def test_it_trains_evaluates_and_predicts(folder, run, tmp_path):
     assert {result["category_id"] for result in results} <= {7, 90}
     assert {result["image_id"] for result in results} <= {number * 11 for number in range(1, 9)}
 
-    printed = detcli(
-        "predict", run, folder / "val", "--out", tmp_path / "out", "--score", "0", "--batch", "3"
-    )
+    printed = detcli("predict", run, folder / "val", "--out", tmp_path / "out", "--score", "0", "--batch", "3")
     assert "in 8 pictures" in printed
     predicted = json.loads((tmp_path / "out" / "results.json").read_text())
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == sorted(

@@ -19,9 +19,7 @@ CLASSES = ClassMap(("cat", "dog"), (17, 18))
 def saved(tmp_path):
     path = tmp_path / "model.safetensors"
     weights = {"backbone.weight": torch.arange(6.0).reshape(2, 3).t(), "count": torch.tensor(3)}
-    save_checkpoint(
-        path, weights, CONFIG, CLASSES, {"box_AP": 12.5}, {"step": 4}, {"optimizer.0.step": torch.ones(1)}
-    )
+    save_checkpoint(path, weights, CONFIG, CLASSES, {"box_AP": 12.5}, {"step": 4}, {"optimizer.0.step": torch.ones(1)})
     return path, weights
 
 
@@ -58,9 +56,7 @@ def test_foreign_and_missing_files_are_named(saved, tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DetcliError, match="not the config of a detcli model"):
         open_checkpoint(tmp_path / "other.safetensors")
-    with pytest.raises(
-        DetcliError, match=r"no checkpoint .*none\.safetensors\. Beside it: model\.safetensors, other"
-    ):
+    with pytest.raises(DetcliError, match=r"no checkpoint .*none\.safetensors\. Beside it: model\.safetensors, other"):
         open_checkpoint(tmp_path / "none.safetensors")
     header = json.dumps({"format": 99, "config": {}, "classes": {"names": [], "ids": []}})
     save_file({"x": torch.ones(1)}, tmp_path / "new.safetensors", metadata={"detcli": header})

@@ -9,9 +9,7 @@ from torch import nn
 from detcli.config import OptimConfig, ScheduleConfig
 from detcli.engine.optimizer import LearningRate, build_optimizer, parameter_groups, scaled_lr
 
-RATES = json.loads(
-    gzip.decompress((Path(__file__).parent / "data/detectron2_learning_rates.json.gz").read_bytes())
-)
+RATES = json.loads(gzip.decompress((Path(__file__).parent / "data/detectron2_learning_rates.json.gz").read_bytes()))
 
 
 @pytest.mark.parametrize("name", sorted(RATES))

@@ -33,9 +33,7 @@ def figures(monkeypatch):
     """The figures that were saved, by file name, to look at what is in them."""
     saved = {}
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path: (saved.update({path.name: self}), save(self, path))
-    )
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (saved.update({path.name: self}), save(self, path)))
     return saved
 
 
@@ -55,9 +53,7 @@ def test_losses_are_smoothed_over_the_raw_ones_with_the_learning_rate(tmp_path, 
     assert smooth.std() < 0.5
     assert smooth.mean() == pytest.approx(5, abs=0.2)
     np.testing.assert_allclose(curves(rate)["learning rate"].get_ydata(), 0.01)
-    assert set(
-        np.unique(np.round(axes.get_lines()[0].get_ydata() - [line["loss"] for line in lines], 9))
-    ) == {0}
+    assert set(np.unique(np.round(axes.get_lines()[0].get_ydata() - [line["loss"] for line in lines], 9))) == {0}
     assert cv2.imread(str(tmp_path / "losses.png")).shape == (600, 1080, 3)
 
 

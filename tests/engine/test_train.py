@@ -62,9 +62,7 @@ def test_a_run_leaves_what_the_readme_says(tmp_path, console):
     for name in ("losses.png", "ap.png", "pictures/all.png"):
         assert cv2.imread(str(folder / name)) is not None
     assert len(list((folder / "pictures").glob("*.png"))) == 3
-    assert all(
-        result["category_id"] in {1, 2, 3, 4} for result in json.loads((folder / "results.json").read_text())
-    )
+    assert all(result["category_id"] in {1, 2, 3, 4} for result in json.loads((folder / "results.json").read_text()))
     checkpoint = open_checkpoint(folder / "last.safetensors")
     assert checkpoint.training["step"] == STEPS
     assert open_checkpoint(folder / "best.safetensors").training is None
@@ -88,9 +86,10 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, console, monkeypatch
             raise KeyboardInterrupt
         return apply(self, optimizer, step)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(LearningRate, "apply", interrupted)
-        train(config, tmp_path / "stopped", console)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped", console)
     checkpoint = open_checkpoint(tmp_path / "stopped" / "last.safetensors")
     assert checkpoint.training["step"] == 4
     train(config, tmp_path / "stopped", console, resume=checkpoint)
@@ -122,9 +121,7 @@ def test_early_stop_ends_a_run_that_does_not_improve(tmp_path, console):
 def test_weights_of_other_classes_are_refused_by_name(tmp_path, console):
     path = tmp_path / "pets.safetensors"
     save_checkpoint(path, {}, config_of(), ClassMap(("cat", "dog"), (1, 2)))
-    with pytest.raises(
-        DetcliError, match=r"other classes \(cat, dog\) than those of the data \(circle, square"
-    ):
+    with pytest.raises(DetcliError, match=r"other classes \(cat, dog\) than those of the data \(circle, square"):
         train(config_of(f"weights={path}"), tmp_path / "run", console)
 
 

@@ -75,13 +75,9 @@ def test_backends_are_equal(kind, seed):
     faster = evaluate(truth, results, kind=kind)
     reference = evaluate(truth, results, kind=kind, backend="pycocotools")
     assert list(faster.metrics) == list(reference.metrics)
-    np.testing.assert_allclose(
-        list(faster.metrics.values()), list(reference.metrics.values()), rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(list(faster.metrics.values()), list(reference.metrics.values()), rtol=0, atol=1e-12)
     assert list(faster.per_class) == list(reference.per_class)
-    np.testing.assert_allclose(
-        list(faster.per_class.values()), list(reference.per_class.values()), rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(list(faster.per_class.values()), list(reference.per_class.values()), rtol=0, atol=1e-12)
     assert 5 < next(iter(faster.metrics.values())) < 95
     assert faster.notes == reference.notes == []
 
@@ -165,9 +161,7 @@ def test_crowd_neither_counts_nor_punishes(backend):
     crowd = {**truth["annotations"][0], "bbox": [100, 100, 150, 150], "area": 22500, "iscrowd": 1}
     truth["annotations"].append(crowd)
     inside = {**HIT, "bbox": [120, 120, 40, 40], "score": 0.9}
-    assert evaluate(truth, [HIT, inside], kind="bbox", backend=backend).metrics["box_AP"] == pytest.approx(
-        100
-    )
+    assert evaluate(truth, [HIT, inside], kind="bbox", backend=backend).metrics["box_AP"] == pytest.approx(100)
     crowd["iscrowd"] = 0
     assert evaluate(truth, [HIT, inside], kind="bbox", backend=backend).metrics["box_AP"] < 50
 
@@ -189,9 +183,7 @@ def test_no_detections(kind, backend):
     truth, _ = scene(1)
     found = evaluate(truth, [], kind=kind, backend=backend)
     assert set(found.metrics.values()) == {0}
-    assert found.notes == [
-        f"{next(iter(found.metrics))} is 0: the model found nothing above the score threshold"
-    ]
+    assert found.notes == [f"{next(iter(found.metrics))} is 0: the model found nothing above the score threshold"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -230,9 +222,7 @@ def test_results_that_are_not_numbers_are_left_out():
 def test_nothing_overlaps():
     found = evaluate(one_image(), [{**HIT, "bbox": [200, 200, 50, 50]}], kind="bbox")
     assert found.metrics["box_AP"] == 0
-    assert (
-        "box_AP is 0: nothing that was found overlaps an object of its class by half or more" in found.notes
-    )
+    assert "box_AP is 0: nothing that was found overlaps an object of its class by half or more" in found.notes
 
 
 def test_area_is_computed_where_it_is_missing():

@@ -92,8 +92,6 @@ def test_run_lengths_are_those_of_pycocotools(density):
 
 
 def test_nothing_found():
-    empty = Detections(
-        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28)
-    )
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28))
     assert to_coco(rescale(empty, INFO), INFO, CLASSES) == []
     assert to_coco(rescale_boxes(empty, INFO), INFO, CLASSES) == []

@@ -1,7 +1,7 @@
 """Every method learns the built-in shapes from random weights, through the command line.
 
-The short form trains a fraction of the demo schedule and asks for clearly more than chance; DETCLI_LEARN=full trains all
-of it and asks for the figures that a method must reach.
+The short form trains a fraction of the demo schedule and asks for clearly more than chance; DETCLI_LEARN=full trains
+all of it and asks for the figures that a method must reach.
 """
 
 import json

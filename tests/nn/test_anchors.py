@@ -22,9 +22,7 @@ def generator(config):
 def test_anchors_are_those_of_mmdetection(record):
     anchors = generator(record["cfg"])
     assert [anchors.num_base_anchors] * len(record["num_base"]) == record["num_base"]
-    torch.testing.assert_close(
-        anchors.base_anchors, torch.tensor(record["base_anchors"]), rtol=1e-6, atol=1e-5
-    )
+    torch.testing.assert_close(anchors.base_anchors, torch.tensor(record["base_anchors"]), rtol=1e-6, atol=1e-5)
     sizes = [tuple(size) for size in record["grid"]["sizes"]]
     for level, size, rows in zip(anchors(sizes, "cpu"), sizes, record["grid"]["rows"], strict=True):
         assert len(level) == size[0] * size[1] * anchors.num_base_anchors

@@ -35,9 +35,7 @@ def assigner(params):
 @pytest.mark.parametrize("record", TABLES["mmdetection"], ids=lambda record: str(record["params"]))
 def test_assignments_are_those_of_mmdetection(record):
     inputs = {name: tensor(value) for name, value in record["inputs"].items()}
-    target = Target(
-        inputs["gt_bboxes"], inputs["gt_labels"], ignored=inputs.get("gt_bboxes_ignore", torch.zeros(0, 4))
-    )
+    target = Target(inputs["gt_bboxes"], inputs["gt_labels"], ignored=inputs.get("gt_bboxes_ignore", torch.zeros(0, 4)))
     anchors = inputs["bboxes"]
     counts = record["params"].get("num_level_bboxes", [len(anchors)])
     ours = assigner(record["params"])(anchors, target, counts)
@@ -51,9 +49,7 @@ def test_assignments_are_those_of_mmdetection(record):
 
 def boxes_with_iou(iou):
     """Anchors and objects whose IoU matrix [G,A] is `iou`, through a stand-in for the overlap."""
-    return torch.zeros(iou.shape[1], 4), Target(
-        torch.zeros(iou.shape[0], 4), torch.zeros(iou.shape[0]).long()
-    )
+    return torch.zeros(iou.shape[1], 4), Target(torch.zeros(iou.shape[0], 4), torch.zeros(iou.shape[0]).long())
 
 
 @pytest.mark.parametrize("name", ["rpn", "roi", "retina"])

@@ -19,9 +19,7 @@ def tensor(record):
 @pytest.mark.parametrize("record", TABLES["mmdetection"], ids=lambda record: str(record["params"]))
 def test_overlaps_are_those_of_mmdetection(record):
     overlap = aligned_iou if record["params"].get("is_aligned") else pairwise_iou
-    ours = overlap(
-        tensor(record["inputs"]["b1"]), tensor(record["inputs"]["b2"]), record["params"].get("mode", "iou")
-    )
+    ours = overlap(tensor(record["inputs"]["b1"]), tensor(record["inputs"]["b2"]), record["params"].get("mode", "iou"))
     torch.testing.assert_close(ours, tensor(record["output"]), rtol=1e-6, atol=1e-6)
 
 

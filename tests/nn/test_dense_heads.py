@@ -120,10 +120,7 @@ def test_candidates_are_the_best_pairs_of_each_level():
         expected = []
         for level in probabilities[image].split(counts):
             pairs = [
-                (float(level[a, c]), a + start, c)
-                for a in range(len(level))
-                for c in range(4)
-                if level[a, c] > 0.6
+                (float(level[a, c]), a + start, c) for a in range(len(level)) for c in range(4) if level[a, c] > 0.6
             ]
             expected += sorted(pairs, reverse=True)[:10]
             start += len(level)
@@ -165,9 +162,7 @@ def test_anchors_on_the_padding_of_a_smaller_image_are_trained_only_if_asked():
 
 def test_targets_are_those_of_the_assigned_object():
     images = batch(3, 0)
-    anchors, targets = assign_anchors(
-        max_iou(), AnchorGenerator((8, 16), scales=(4,)), [(16, 20), (8, 10)], images, 3
-    )
+    anchors, targets = assign_anchors(max_iou(), AnchorGenerator((8, 16), scales=(4,)), [(16, 20), (8, 10)], images, 3)
     assert targets.positive[0].any()
     assert not targets.positive[1].any()
     assert (targets.labels[~targets.positive] == 3).all()

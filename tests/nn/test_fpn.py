@@ -34,9 +34,7 @@ def test_levels_are_summed_from_the_top():
     inputs = features()
     total = neck.lateral_convs[3](inputs[3])
     for level in (2, 1, 0):
-        total = neck.lateral_convs[level](inputs[level]) + total.repeat_interleave(2, 2).repeat_interleave(
-            2, 3
-        )
+        total = neck.lateral_convs[level](inputs[level]) + total.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(neck(inputs)[0], neck.fpn_convs[0](total))
 
 
@@ -56,9 +54,7 @@ def test_convolved_levels(extra, relu):
     assert neck.strides == (8, 16, 32, 64, 128)
     assert [tuple(out.shape[-2:]) for out in outs] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     first, second = neck.fpn_convs[3:]
-    source = {"on_input": inputs[3], "on_lateral": neck.lateral_convs[2](inputs[3]), "on_output": outs[2]}[
-        extra
-    ]
+    source = {"on_input": inputs[3], "on_lateral": neck.lateral_convs[2](inputs[3]), "on_output": outs[2]}[extra]
     torch.testing.assert_close(outs[3], first(source))
     torch.testing.assert_close(outs[4], second(functional.relu(outs[3]) if relu else outs[3]))
 

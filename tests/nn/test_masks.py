@@ -34,9 +34,7 @@ def test_paste_as_mmdetection(threshold):
 
 def test_paste_as_detectron2():
     golden = GOLDEN["detectron2"]
-    masks = paste_masks(
-        torch.tensor(golden["masks28"]), torch.tensor(golden["boxes"]), tuple(golden["image"])
-    )
+    masks = paste_masks(torch.tensor(golden["masks28"]), torch.tensor(golden["boxes"]), tuple(golden["image"]))
     assert masks.flatten(1).sum(1).tolist() == golden["areas"]
     rle = mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy()))
     assert [item["counts"].decode() for item in rle] == golden["rle"]

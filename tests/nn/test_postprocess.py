@@ -31,9 +31,7 @@ def test_nms_as_mmdetection():
     records = list(golden("nms"))
     assert len(records) == 3
     for params, x, (dets, index) in records:
-        keep = batched_nms(
-            x["b"], x["s"], torch.zeros(len(x["b"]), dtype=torch.int64), params["iou_threshold"]
-        )
+        keep = batched_nms(x["b"], x["s"], torch.zeros(len(x["b"]), dtype=torch.int64), params["iou_threshold"])
         assert keep.tolist() == index.tolist()
         torch.testing.assert_close(x["b"][keep], dets[:, :4], rtol=0, atol=0)
 
@@ -45,9 +43,7 @@ def test_batched_nms_as_mmdetection():
         config = params["nms_cfg"]
         soft = SoftNMS(min_score=config["min_score"]) if config["type"] == "soft_nms" else None
         labels = torch.zeros_like(x["ids"]) if config.get("class_agnostic") else x["ids"]
-        keep, scores = suppress(
-            x["b"], x["s"], labels, config["iou_threshold"], config.get("max_num", 100), soft
-        )
+        keep, scores = suppress(x["b"], x["s"], labels, config["iou_threshold"], config.get("max_num", 100), soft)
         assert keep.tolist() == index.tolist()
         torch.testing.assert_close(scores, dets[:, 4], rtol=0, atol=1e-6)
 
@@ -78,9 +74,7 @@ def test_multiclass_nms_as_mmdetection():
     assert [x["b"].shape[1] for _, x, _ in records] == [4, 12]  # shared boxes and a box for each class
     for params, x, (dets, labels) in records:
         boxes = x["b"] if x["b"].shape[1] == 4 else x["b"].reshape(len(x["b"]), -1, 4)
-        found = multiclass_nms(
-            boxes, x["s"][:, :-1], params["score_thr"], params["iou_threshold"], params["max_num"]
-        )
+        found = multiclass_nms(boxes, x["s"][:, :-1], params["score_thr"], params["iou_threshold"], params["max_num"])
         torch.testing.assert_close(found[0], dets[:, :4], rtol=0, atol=0)
         torch.testing.assert_close(found[1], dets[:, 4], rtol=0, atol=0)
         assert found[2].tolist() == labels.tolist()
@@ -97,9 +91,7 @@ def test_score_factors_rank_but_do_not_admit():
 
 @pytest.mark.parametrize("soft", [None, SoftNMS(), SoftNMS("gaussian")])
 def test_nothing_above_the_threshold(soft):
-    boxes, scores, labels, index = multiclass_nms(
-        torch.rand(5, 4), torch.zeros(5, 3), 0.05, 0.5, 100, soft=soft
-    )
+    boxes, scores, labels, index = multiclass_nms(torch.rand(5, 4), torch.zeros(5, 3), 0.05, 0.5, 100, soft=soft)
     assert boxes.shape == (0, 4)
     assert scores.shape == labels.shape == index.shape == (0,)
 

@@ -79,9 +79,7 @@ def test_group_norm_equals_mmdetection():
 
     model.load_state_dict({row[0]: torch.from_numpy(rule.fill(*row)) for row in case["state_dict"]})
     with torch.no_grad():
-        features = backbone(
-            torch.from_numpy(rule.make_input(case["input"]["height"], case["input"]["width"]))
-        )
+        features = backbone(torch.from_numpy(rule.make_input(case["input"]["height"], case["input"]["width"])))
         outputs = {"backbone": features, "neck": neck(features)}
     for part, levels in outputs.items():
         for level, reference in zip(levels, case["features"][part], strict=True):
@@ -103,11 +101,7 @@ def test_frozen_stages(frozen_stages):
     model = resnet(depth=18, frozen_stages=frozen_stages, norm_eval=False).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     sum(feature.sum() for feature in model(images())).backward()
-    frozen = (
-        ("conv1", "bn1", *(f"layer{stage}." for stage in range(1, frozen_stages + 1)))
-        if frozen_stages
-        else ()
-    )
+    frozen = ("conv1", "bn1", *(f"layer{stage}." for stage in range(1, frozen_stages + 1))) if frozen_stages else ()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith(frozen), name
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

@@ -16,10 +16,7 @@ def test_matrix_products_give_what_torchvision_gives(aligned, sampling_ratio):
     corners[2] = 500.0  # outside altogether
     image = torch.randint(3, (40, 1), generator=generator).float()
     rois = torch.cat([image, corners, corners + sides], dim=1)
-    maps = [
-        torch.randn(3, 5, 17, 23, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        for _ in range(2)
-    ]
+    maps = [torch.randn(3, 5, 17, 23, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
     outputs = [
         align(feature, rois, 7, 1 / 8, sampling_ratio, aligned)
         for align, feature in zip((separable_roi_align, ops.roi_align), maps, strict=True)

@@ -18,8 +18,7 @@ def tensor(record):
 def pyramid(size=256, levels=5, batch=2):
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(batch, 3, size >> (level + 2), size >> (level + 2), generator=generator)
-        for level in range(levels)
+        torch.randn(batch, 3, size >> (level + 2), size >> (level + 2), generator=generator) for level in range(levels)
     ]
 
 
@@ -77,6 +76,4 @@ def test_coordinates_are_not_rounded_to_half_precision():
     roi = torch.tensor([[0, 100.3, 50.7, 201.9, 203.1]])
     extract = single_level(strides=(4, 8, 16, 32))
     features = [feature.bfloat16() for feature in pyramid()]
-    torch.testing.assert_close(
-        extract(features, roi), extract([feature.float() for feature in features], roi)
-    )
+    torch.testing.assert_close(extract(features, roi), extract([feature.float() for feature in features], roi))

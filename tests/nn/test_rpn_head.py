@@ -38,9 +38,7 @@ def make_features(count=2, side=96):
 
 
 def make_batch(boxes, sizes=((96, 96), (96, 96))):
-    targets = [
-        Target(torch.tensor(image).view(-1, 4), torch.zeros(len(image), dtype=torch.long)) for image in boxes
-    ]
+    targets = [Target(torch.tensor(image).view(-1, 4), torch.zeros(len(image), dtype=torch.long)) for image in boxes]
     return Batch(torch.zeros(len(sizes), 3, 96, 96), torch.tensor(sizes), targets)
 
 
@@ -78,9 +76,7 @@ def test_one_image_does_not_change_the_proposals_of_another():
     sizes = torch.tensor([[96, 96], [50, 70]])
     both = head.propose(head(features), sizes)
     for index, image in enumerate(both):
-        alone = head.propose(
-            head([level[index : index + 1] for level in features]), sizes[index : index + 1]
-        )[0]
+        alone = head.propose(head([level[index : index + 1] for level in features]), sizes[index : index + 1])[0]
         assert torch.allclose(alone.boxes, image.boxes, atol=1e-4)
 
 

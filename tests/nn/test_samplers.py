@@ -7,9 +7,7 @@ from detcli.nn.samplers import random
 
 def assignment(positives, negatives, ignored=0):
     """Return positives of objects 0, 1, 2, ... mixed with the rest."""
-    kinds = torch.cat(
-        [torch.arange(positives), torch.full((negatives,), NEGATIVE), torch.full((ignored,), IGNORED)]
-    )
+    kinds = torch.cat([torch.arange(positives), torch.full((negatives,), NEGATIVE), torch.full((ignored,), IGNORED)])
     order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(0))
     return Assignment(kinds[order], torch.zeros(len(kinds)))
 
@@ -52,10 +50,7 @@ def test_large_number_takes_everything():
     given = assignment(40, 300, 20)
     sample = random(num=100000, positive_fraction=0.25)(given)
     assert counts(sample) == (40, 300)
-    assert (
-        sample.index[sample.valid].sort().values.tolist()
-        == (given.gt_index != IGNORED).nonzero()[:, 0].tolist()
-    )
+    assert sample.index[sample.valid].sort().values.tolist() == (given.gt_index != IGNORED).nonzero()[:, 0].tolist()
 
 
 def test_negatives_are_bounded_by_positives():

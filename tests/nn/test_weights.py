@@ -59,9 +59,7 @@ def test_formats(published, name, wrapped, zipped):
 
 def test_files_from_caffe(published):
     """They have a bias in the stem, no counters and maybe no classifier."""
-    state = {
-        name: value for name, value in published.items() if "num_batches" not in name and "fc" not in name
-    }
+    state = {name: value for name, value in published.items() if "num_batches" not in name and "fc" not in name}
     model = resnet(depth=18)
     load_backbone(model, put(state | {"conv1.bias": torch.zeros(64)}))
     assert_loaded(model, published)
@@ -75,9 +73,7 @@ def test_stages_that_are_not_built(published):
 
 def test_anything_else_that_differs_is_listed(published):
     missing = {name: value for name, value in published.items() if name != "layer2.0.conv1.weight"}
-    with pytest.raises(
-        DetcliError, match=r"r18\.pth does not fit this model: layer2\.0\.conv1\.weight is missing"
-    ):
+    with pytest.raises(DetcliError, match=r"r18\.pth does not fit this model: layer2\.0\.conv1\.weight is missing"):
         load_backbone(resnet(depth=18), put(missing))
     with pytest.raises(DetcliError, match=r"layer2\.9\.conv1\.weight is not in this model"):
         load_backbone(resnet(depth=18), put(published | {"layer2.9.conv1.weight": torch.zeros(1)}))

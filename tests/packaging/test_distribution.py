@@ -21,9 +21,7 @@ PLUGINS = sorted(folder.parent.name for folder in (ROOT / "plugins").glob("*/__i
 def test_entry_points_are_the_folders_of_plugins():
     declared = PROJECT["project"]["entry-points"][GROUP]
     assert declared == {name: f"detcli.plugins.{name}:plugin" for name in PLUGINS}
-    installed = {
-        entry.name for entry in entry_points(group=GROUP) if entry.value.startswith("detcli.plugins.")
-    }
+    installed = {entry.name for entry in entry_points(group=GROUP) if entry.value.startswith("detcli.plugins.")}
     assert installed == set(PLUGINS)
 
 
@@ -36,10 +34,7 @@ def test_the_package_list_is_the_folders_on_disk():
     }
     assert sorted(on_disk) == PACKAGES
     stray = [
-        path
-        for root in SOURCES
-        for path in (ROOT / root).rglob("*.py")
-        if not (path.parent / "__init__.py").exists()
+        path for root in SOURCES for path in (ROOT / root).rglob("*.py") if not (path.parent / "__init__.py").exists()
     ]
     assert stray == []
 

@@ -30,9 +30,7 @@ def environment(tmp_path_factory, run_detcli):
     with open(os.path.join(packages, "outer.pth"), "w", encoding="utf-8") as file:
         file.write("\n".join(lines))
     install = ["install", "--no-deps", "--no-build-isolation", "--no-index", folder / NAME]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, *install], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return python
 
@@ -55,9 +53,7 @@ def test_its_config_resolves_with_the_parts_of_the_core(environment, run_detcli)
 
 def test_its_own_test_passes(environment, tmp_path):
     source = environment.parents[2] / NAME / "tests"
-    done = subprocess.run(
-        [environment, "-m", "pytest", "-q", source], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = subprocess.run([environment, "-m", "pytest", "-q", source], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 

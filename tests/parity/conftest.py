@@ -105,9 +105,7 @@ class Parity:
             if ours[name] != theirs[name]
         ]
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        wrong += [
-            f"{name}: {'frozen' if name in frozen else 'trained'}" for name in frozen ^ set(case["frozen"])
-        ]
+        wrong += [f"{name}: {'frozen' if name in frozen else 'trained'}" for name in frozen ^ set(case["frozen"])]
         return sorted(wrong)
 
     def batch(self, case):
@@ -130,9 +128,7 @@ class Parity:
             for level, reference in zip(levels, case["features"][part], strict=True):
                 error = self.feature_error(level, reference)
                 if error > FEATURE_TOLERANCE:
-                    wrong.append(
-                        f"features of {part} {reference['path']}: off by {error:.2g} of their deviation"
-                    )
+                    wrong.append(f"features of {part} {reference['path']}: off by {error:.2g} of their deviation")
         return wrong
 
     def feature_error(self, tensor, reference):
@@ -288,9 +284,7 @@ class Parity:
             if "loss" in name
         }
         # In float32, the norm of 100 million elements is off by 1 %.
-        norms = {
-            name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None
-        }
+        norms = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None}
         wrong = self.compare("loss", losses, expected, LOSS_TOLERANCE)
         total = sum(norms.values())
         wrong += self.compare("gradients", {"sum": total}, {"sum": case["grad_norm_sum"]}, GRADIENT_TOLERANCE)

@@ -25,9 +25,7 @@ MATRIX_SCALES = [  # of weights with two axes or more
     (r"_emb\.\d\.1\.conv\.weight$", 0.2),
     (r"in_proj_weight$", 0.8),
 ]
-EMBEDDINGS = re.compile(
-    r"(query_embedding|init_proposal_features|row_embed|col_embed)\.weight$|level_embeds$"
-)
+EMBEDDINGS = re.compile(r"(query_embedding|init_proposal_features|row_embed|col_embed)\.weight$|level_embeds$")
 CORNER_HEAT = re.compile(r"(tl|br)_heat\.\d\.1\.conv\.bias$")
 CORNER_SHIFT = re.compile(r"centripetal_shift\.\d\.1\.conv\.bias$")
 CENTRED_DETECTRON2 = re.compile(
