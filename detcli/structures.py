@@ -100,7 +100,8 @@ class Detections:
     """What a model found in one image, best score first.
 
     boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of two forms: crops
-    [D,S,S] of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y, score).
+    [D,S,S] of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y,
+    score).
     """
 
     boxes: Tensor

@@ -17,7 +17,7 @@ STUFF = ("sky", "ground", "water")
 """Semantic labels are those of things, then those of stuff."""
 
 MAX_OBJECTS = 6
-SIDES = (0.12, 0.5)
+SIDES = (0.2, 0.55)
 """The least and greatest side of an object as a share of the picture's shorter side."""
 LEAST_VISIBLE = 0.6
 """An object that would hide more than the rest of another is not drawn."""
@@ -152,14 +152,13 @@ def _background(generator: np.random.Generator, size: tuple[int, int]) -> tuple[
 
 
 def _outline(generator: np.random.Generator, label: int) -> NDArray[np.float64]:
-    """Return the corners [P,2] of a shape about the origin, its longer side 1."""
-    turn = generator.uniform(0, 2 * np.pi)
+    """Return the corners [P,2] of a shape about the origin, upright or a little turned, its longer side 1."""
+    turn = generator.uniform(-0.3, 0.3) - np.pi / 2
     name = THINGS[label]
     if name == "circle":
         angles, radii = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
     elif name == "square":
-        turn = np.pi / 4 + generator.uniform(-0.3, 0.3)
-        angles, radii = np.arange(4) * np.pi / 2, np.ones(4)
+        angles, radii = (np.arange(4) + 0.5) * np.pi / 2, np.ones(4)
     elif name == "triangle":
         angles, radii = np.arange(3) * 2 * np.pi / 3, np.ones(3)
     else:

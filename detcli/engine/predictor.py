@@ -57,7 +57,8 @@ class Predictor:
         """Detect in one picture or in several: paths, or uint8 RGB arrays [H,W,3].
 
         Returns `Detections` on the CPU, one for each picture, with boxes and masks [D,H,W] in the
-        picture's own pixels, best first, those of at least `score`. Raises `DetcliError` for a file that can't be read as a picture.
+        picture's own pixels, best first, those of at least `score`. Raises `DetcliError` for a file that can't be
+        read as a picture.
         """
         if isinstance(images, str | os.PathLike | np.ndarray):
             return next(self.stream(iter([images]), batch=1, score=score))

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -23,13 +21,17 @@ TINY = [
 TINY_RUN = [*TINY, "--sched", "demo", "--iters", "3", "--batch", "2", "--workers", "0", "--backbone", "r18"]
 
 
-def detcli(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "detcli", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def detcli(run_detcli):
+    """Return a function that runs a command, holds it to its exit code and returns what it printed."""
+
+    def run(*arguments, code=0):
+        done = run_detcli(*arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 def draw_object(picture, number):
@@ -102,20 +104,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(detcli, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "mask"
     printed = detcli("train", "mask_rcnn", "--data", folder, *TINY_RUN, "--out", out)
     assert "on 7 pictures of 2 classes, evaluated on 8" in printed
     return out
 
 
-def test_a_folder_that_nobody_prepared_passes_the_check(folder):
+def test_a_folder_that_nobody_prepared_passes_the_check(detcli, folder):
     printed = detcli("data", "check", folder)
     assert "002.jpg" in printed
     assert "EXIF" in printed
 
 
-def test_it_trains_evaluates_and_predicts(folder, run, tmp_path):
+def test_it_trains_evaluates_and_predicts(detcli, folder, run, tmp_path):
     assert {"box_AP", "mask_AP"} <= json.loads((run / "metrics.json").read_text()).keys()
     detcli("eval", run, "--data", folder, "--out", tmp_path / "eval", "--set", "model.score_threshold=0.0001")
     detcli("eval", run, "--data", folder, "--out", tmp_path / "slow", "--evaluator", "pycocotools")
@@ -134,7 +136,7 @@ def test_it_trains_evaluates_and_predicts(folder, run, tmp_path):
     assert all("segmentation" in result for result in predicted["annotations"])
 
 
-def test_the_same_folder_with_bad_parts_is_refused_by_name(folder, tmp_path):
+def test_the_same_folder_with_bad_parts_is_refused_by_name(detcli, folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "train" / "005.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
@@ -148,7 +150,7 @@ def test_the_same_folder_with_bad_parts_is_refused_by_name(folder, tmp_path):
     assert f"annotation {content['annotations'][0]['id']}" in printed
 
 
-def test_pictures_that_cannot_be_read_are_named_and_left_out(folder, run, tmp_path):
+def test_pictures_that_cannot_be_read_are_named_and_left_out(detcli, folder, run, tmp_path):
     (tmp_path / "in").mkdir()
     shutil.copy(folder / "val" / "001.png", tmp_path / "in")
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
@@ -158,7 +160,7 @@ def test_pictures_that_cannot_be_read_are_named_and_left_out(folder, run, tmp_pa
     detcli("predict", run, tmp_path / "in" / "bad.png", "--out", tmp_path / "none", code=1)
 
 
-def test_a_video_becomes_a_video(folder, run, tmp_path):
+def test_a_video_becomes_a_video(detcli, folder, run, tmp_path):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (160, 128))
     for number in (1, 5, 6):
@@ -171,7 +173,7 @@ def test_a_video_becomes_a_video(folder, run, tmp_path):
     assert [image["frame"] for image in images] == [0, 1, 2]
 
 
-def test_classes_and_unknown_classes(folder, run, tmp_path):
+def test_classes_and_unknown_classes(detcli, folder, run, tmp_path):
     detcli("predict", run, folder / "val", "--out", tmp_path / "out", "--score", "0", "--classes", "bar")
     found = json.loads((tmp_path / "out" / "results.json").read_text())["annotations"]
     assert {result["category_id"] for result in found} <= {90}
@@ -179,7 +181,7 @@ def test_classes_and_unknown_classes(folder, run, tmp_path):
     assert "did you mean 'bar'" in printed
 
 
-def test_mistakes_are_one_line(folder, run, tmp_path):
+def test_mistakes_are_one_line(detcli, folder, run, tmp_path):
     for arguments, code, said in [
         (["train", "atts", "--data", "shapes"], 2, "did you mean 'atss'"),
         (["train", "atss", "--data", "shapes", "--backbone", "r51"], 2, "'r50'"),
@@ -202,7 +204,7 @@ def test_mistakes_are_one_line(folder, run, tmp_path):
         assert len(printed.strip().splitlines()) == 1, printed
 
 
-def test_resume_goes_on_with_more_steps(folder, run, tmp_path):
+def test_resume_goes_on_with_more_steps(detcli, folder, run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
     printed = detcli("train", "--resume", again, "--iters", "5")
