@@ -19,7 +19,12 @@ DC5 = {
     "test_nms_pre": 6000,
 }
 
-DEMO = {"demo": {"model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300}}}
+DEMO = {
+    "demo": {
+        "sched": {"length": 500},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+    }
+}
 
 plugin = Plugin(
     name="faster_rcnn",

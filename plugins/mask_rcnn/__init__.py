@@ -4,7 +4,12 @@ from detcli.plugin import Part, Plugin, Recipe
 
 MSTRAIN = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
 
-DEMO = {"demo": {"model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300}}}
+DEMO = {
+    "demo": {
+        "sched": {"length": 500},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+    }
+}
 
 plugin = Plugin(
     name="mask_rcnn",
