@@ -146,7 +146,7 @@ def test_the_same_folder_with_bad_parts_is_refused_by_name(detcli, folder, tmp_p
     path.write_text(json.dumps(content))
     printed = detcli("data", "check", broken, code=1)
     assert "005.png" in printed
-    assert "NaN" in printed
+    assert "nan" in printed
     assert f"annotation {content['annotations'][0]['id']}" in printed
 
 
