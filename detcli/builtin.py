@@ -89,11 +89,11 @@ plugin = Plugin(
                 "warmup": "linear",
                 "warmup_iters": 50,
             },
-            "optim": {"name": "adamw", "lr": 1e-3, "batch": 4, "weight_decay": 0.05, "clip_norm": 10.0},
+            "optim": {"name": "adamw", "lr": 5e-4, "batch": 4, "weight_decay": 0.05, "clip_norm": 10.0},
             "train": {"batch": 4, "ema": 0.99, "eval_every": 0},
             "data": {"resize": [[160, 128]], "test_resize": [160, 128]},
             "eval": {"batch": 8},
-            "model": {"neck": {"out_channels": 96}},
+            "model": {"neck": {"out_channels": 96}, "stacked_convs": 2},
         },
     },
 )
