@@ -84,7 +84,7 @@ plugin = Plugin(
             "weights": "none",
             "sched": {
                 "unit": "iter",
-                "length": 850,
+                "length": 750,
                 "policy": "cosine",
                 "warmup": "linear",
                 "warmup_iters": 50,
