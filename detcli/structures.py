@@ -28,7 +28,6 @@ class ImageInfo:
     name: str
     original_size: tuple[int, int]
     size: tuple[int, int]
-    flipped: bool = False
 
 
 @dataclass(slots=True)

@@ -53,7 +53,6 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     options = config.train
     if options.batch % options.accumulate:
         raise DetcliError(f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts.")
-    torch.manual_seed(options.seed)
     device = find_device(options.device)
     with torch.device("meta"):
         needs_masks = "mask" in build_model(config, 1).tasks
@@ -117,16 +116,11 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     evaluated = average.model if average else model
 
     def save(name: str, with_training: bool) -> None:
-        training, tensors = _training_state(state, optimizer, scaler, model if average else None, average)
-        save_checkpoint(
-            folder / name,
-            evaluated.state_dict(),
-            config,
-            dataset.classes,
-            evaluation.metrics,
-            training if with_training else None,
-            tensors if with_training else None,
-        )
+        training, tensors = None, None
+        if with_training:
+            training, tensors = _training_state(state, optimizer, scaler, model if average else None, average)
+        weights = evaluated.state_dict()
+        save_checkpoint(folder / name, weights, config, dataset.classes, evaluation.metrics, training, tensors)
 
     saved_at = time.monotonic()
     model.train()
@@ -153,7 +147,12 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
             state.step += 1
             ends_epoch = state.step % steps_per_epoch == 0
             finished = state.step == rate.total
-            if state.step % LOG_EVERY == 0 or ends_epoch or finished:
+            position = state.step // steps_per_epoch if config.sched.unit == "epoch" else state.step
+            counts = ends_epoch or config.sched.unit == "iter"
+            evaluates = finished or bool(options.eval_every and counts and position % options.eval_every == 0)
+            saves = evaluates or ends_epoch or time.monotonic() - saved_at > SAVE_SECONDS
+            # The loss is looked at before each save, so that no checkpoint holds what is not finite.
+            if state.step % LOG_EVERY == 0 or saves:
                 epoch = state.step / steps_per_epoch
                 figures = {"epoch": round(epoch, 3), "lr": current_lr, **meter.read()}
                 report.training(
@@ -164,9 +163,7 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
                         f"the loss is {figures['loss']} at iteration {state.step}; "
                         "nothing after the last checkpoint was saved. Try a lower --lr, --clip 10, or --precision fp32."
                     )
-            position = state.step // steps_per_epoch if config.sched.unit == "epoch" else state.step
-            counts = ends_epoch or config.sched.unit == "iter"
-            if finished or (options.eval_every and counts and position % options.eval_every == 0):
+            if evaluates:
                 evaluation = evaluate_model(
                     evaluated,
                     val,
@@ -183,14 +180,12 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
                 if value > state.best:
                     state.best = value
                     save("best.safetensors", with_training=False)
+            if saves:
                 save("last.safetensors", with_training=True)
                 saved_at = time.monotonic()
-                if options.early_stop and state.stale >= options.early_stop and not finished:
-                    console.print(f"stopped: no better {primary_metric(model)} in {state.stale} evaluations")
-                    break
-            elif ends_epoch or time.monotonic() - saved_at > SAVE_SECONDS:
-                save("last.safetensors", with_training=True)
-                saved_at = time.monotonic()
+            if evaluates and options.early_stop and state.stale >= options.early_stop and not finished:
+                console.print(f"stopped: no better {primary_metric(model)} in {state.stale} evaluations")
+                break
     write_evaluation(folder, evaluation, val)
     plot_run(folder)
     return evaluation
