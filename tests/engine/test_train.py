@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, console):
 
 
 def test_early_stop_ends_a_run_that_does_not_improve(tmp_path, console):
-    config = config_of("train.eval_every=1", "train.early_stop=2", "sched.length=9", "model.score_threshold=1.0")
+    config = config_of("train.eval_every=1", "train.early_stop=2", "sched.length=9", "model.score_threshold=0.999")
     train(config, tmp_path / "run", console)
     evaluations = [line["iter"] for line in lines(tmp_path / "run") if line["kind"] == "eval"]
     assert evaluations == [1, 2, 3]
