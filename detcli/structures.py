@@ -22,12 +22,16 @@ class ClassMap:
 
 @dataclass(slots=True)
 class ImageInfo:
-    """Where a picture comes from and what was done to its size; sizes are (height, width) in pixels."""
+    """Where a picture comes from and what was done to its size; sizes are (height, width) in pixels.
+
+    `seed` is what its random transforms were drawn from.
+    """
 
     image_id: int
     name: str
     original_size: tuple[int, int]
     size: tuple[int, int]
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -58,13 +62,14 @@ class Batch:
     """Images and, in training, their targets.
 
     images [N,3,H,W], uint8 until `normalized`, padded on the right and at the bottom; sizes [N,2] int64 (height,
-    width) of each image before padding.
+    width) of each image before padding; seeds [N] int64, what is drawn at random for each image comes from its own.
     """
 
     images: Tensor
     sizes: Tensor
     targets: list[Target] | None = None
     infos: list[ImageInfo] = field(default_factory=list)
+    seeds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,13 +77,13 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return a copy with every tensor on `device`."""
         targets = None if self.targets is None else [target.to(device, non_blocking) for target in self.targets]
-        images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.sizes.to(device, non_blocking=non_blocking), targets, self.infos)
+        images, sizes, seeds = (_move(value, device, non_blocking) for value in (self.images, self.sizes, self.seeds))
+        return Batch(images, sizes, targets, self.infos, seeds)
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory (the data loader calls this)."""
         targets = self.targets and [Target(*(_pin(value) for value in _fields(target))) for target in self.targets]
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.infos)
+        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.infos, _pin(self.seeds))
 
     def normalized(self, mean: Tensor, std: Tensor, bgr: bool = False) -> Batch:
         """Return a copy with float32 images (pixel - mean) / std and zeros in the padding.

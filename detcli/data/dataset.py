@@ -119,8 +119,11 @@ class DetectionDataset(Dataset[Sample]):
 
     def picture(self, image_id: int) -> Pixels:
         """Return the picture with that id as it is in the dataset: uint8 [H,W,3] RGB."""
-        place = int(np.flatnonzero(self.source.image_ids[self.indices] == image_id)[0])
-        return self._read(place)[0]
+        return self._read(self._place(image_id))[0]
+
+    def again(self, info: ImageInfo) -> Sample:
+        """Return the sample that `info` describes as it was, random transforms included."""
+        return self.sample(self._place(info.image_id), info.seed)
 
     def annotations(self, index: int) -> Annotations:
         """Return the annotations of picture `index`, in its own pixels."""
@@ -138,7 +141,8 @@ class DetectionDataset(Dataset[Sample]):
                 record = transform(record)
         position = int(self.indices[index])
         size = record["image"].shape[-2], record["image"].shape[-1]
-        info = ImageInfo(int(self.source.image_ids[position]), self.source.file_name(position), annotations.size, size)
+        image_id, name = int(self.source.image_ids[position]), self.source.file_name(position)
+        info = ImageInfo(image_id, name, annotations.size, size, seed)
         return Sample(record["image"].as_subclass(torch.Tensor), _target(record), info)
 
     def ground_truth(self) -> dict[str, Any]:
@@ -169,6 +173,9 @@ class DetectionDataset(Dataset[Sample]):
             for category in self.source.categories
         ]
         return {"images": images, "annotations": objects, "categories": categories}
+
+    def _place(self, image_id: int) -> int:
+        return int(np.flatnonzero(self.source.image_ids[self.indices] == image_id)[0])
 
     def _read(self, index: int) -> tuple[Pixels, Annotations]:
         """Read picture `index`; with `bad` set to blank, it is black where it can't be read."""

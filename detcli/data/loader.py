@@ -42,7 +42,9 @@ def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
             if target.semantic is not None:
                 target.semantic = _pad(target.semantic, height, width, NO_LABEL)
             targets.append(target)
-    return Batch(images, sizes, targets if len(targets) == len(samples) else None, [sample.info for sample in samples])
+    infos = [sample.info for sample in samples]
+    seeds = torch.tensor([info.seed for info in infos])
+    return Batch(images, sizes, targets if len(targets) == len(samples) else None, infos, seeds)
 
 
 class BatchOrder(Sampler[list[Key]]):

@@ -103,6 +103,8 @@ def xavier_init(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def prior_bias(probability: float) -> float:
-    """Return the bias of a classifier that starts at `probability`, 0..1 (RetinaNet, section 4.1)."""
-    return math.log(probability / (1 - probability))
+def logit(probability: float) -> float:
+    """Return the number whose sigmoid is `probability`: minus infinity for 0, infinity for 1."""
+    if 0 < probability < 1:
+        return math.log(probability / (1 - probability))
+    return -math.inf if probability <= 0 else math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ from torch import distributed as dist
 
 from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import IGNORED, AnchorAssigner
-from detcli.nn.blocks import ConvNorm, Norm, normal_init, prior_bias
+from detcli.nn.blocks import ConvNorm, Norm, logit, normal_init
 from detcli.nn.boxes import clip_boxes
 from detcli.nn.postprocess import batched_nms, select_top
 from detcli.structures import Batch, Detections
@@ -70,7 +69,7 @@ def init_dense_head(head: nn.Module, classifier: nn.Conv2d, prior_probability: f
     """Draw weights from N(0, 0.01²) and start `classifier` at a probability (RetinaNet, section 4.1)."""
     normal_init(head, std=0.01)
     assert classifier.bias is not None
-    nn.init.constant_(classifier.bias, prior_bias(prior_probability))
+    nn.init.constant_(classifier.bias, logit(prior_probability))
 
 
 def flatten_maps(maps: Sequence[Tensor], channels: int) -> Tensor:
@@ -127,8 +126,7 @@ def select_candidates(
 
     logits [N,A,C] of all levels, `level_counts` of them each.
     """
-    threshold = selection.score_threshold
-    logit_threshold = math.log(threshold / (1 - threshold)) if threshold > 0 else -math.inf
+    logit_threshold = logit(selection.score_threshold)
     scores, indices, labels = [], [], []
     start = 0
     for level in logits.split_with_sizes(list(level_counts), dim=1):

@@ -17,6 +17,7 @@ plugin = Plugin(
             backbone="r50_detectron",
             optim=CLIPPED,
             sched_args=CONSTANT_WARMUP,
+            under={"demo": {"model": {"center_sampling": True, "norm_on_bbox": True, "loss_bbox": "giou"}}},
             summary="as in the paper's first version",
         ),
         Recipe(

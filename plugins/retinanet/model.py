@@ -58,6 +58,7 @@ class RetinaHead(nn.Module):
         selection: Selection,
         *,
         stacked_convs: int,
+        norm: Literal["none", "bn", "syncbn", "gn"],
         prior_probability: float,
         train_padding: bool,
         normalizer_momentum: float | None,
@@ -73,8 +74,8 @@ class RetinaHead(nn.Module):
         self.train_padding = train_padding
         self.normalizer_momentum = normalizer_momentum
         self.normalizer = torch.tensor(INITIAL_NORMALIZER)
-        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, "none")
-        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, "none")
+        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
+        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
         channels = feat_channels if stacked_convs else in_channels
         self.retina_cls = nn.Conv2d(channels, anchors.num_base_anchors * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, anchors.num_base_anchors * 4, 3, padding=1)
@@ -132,6 +133,7 @@ def retinanet(
     neck: Neck = {"name": "fpn", "start_level": 1, "extra": "on_input"},
     stacked_convs: int = 4,
     feat_channels: int | None = None,
+    norm: Literal["none", "bn", "syncbn", "gn"] = "none",
     octave_base_scale: float = 4.0,
     scales_per_octave: int = 3,
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
@@ -151,8 +153,8 @@ def retinanet(
 ) -> SingleStageDetector:
     """Return RetinaNet; its head is as wide as the neck unless `feat_channels` says otherwise.
 
-    `train_padding` trains anchors on the padding of smaller images of a batch as background. For the rest see
-    `AnchorGenerator`, `DeltaBoxCoder`, `RetinaHead` and `Selection`.
+    `norm` follows each convolution of the head. `train_padding` trains anchors on the padding of smaller images of a
+    batch as background. For the rest see `AnchorGenerator`, `DeltaBoxCoder`, `RetinaHead` and `Selection`.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -173,6 +175,7 @@ def retinanet(
         build("losses", loss_bbox),
         Selection(score_threshold, nms_pre, nms_threshold, max_per_image, clip),
         stacked_convs=stacked_convs,
+        norm=norm,
         prior_probability=prior_probability,
         train_padding=train_padding,
         normalizer_momentum=normalizer_momentum,

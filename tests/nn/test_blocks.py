@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detcli.nn.blocks import ConvNorm, Scale, make_norm, normal_init, prior_bias, xavier_init
+from detcli.nn.blocks import ConvNorm, Scale, logit, make_norm, normal_init, xavier_init
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,15 @@ def test_scale_is_learned():
     assert scale(torch.ones(3)).tolist() == [2, 2, 2]
 
 
+def test_logit_undoes_the_sigmoid_also_at_its_ends():
+    assert torch.tensor(logit(0.3)).sigmoid().item() == pytest.approx(0.3)
+    assert logit(0) == -math.inf
+    assert logit(1) == math.inf
+
+
 def test_initial_weights():
     module = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Linear(64, 64), nn.BatchNorm2d(64))
-    normal_init(module, std=0.01, bias=prior_bias(0.01))
+    normal_init(module, std=0.01, bias=logit(0.01))
     assert module[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert module[1].bias.sigmoid().unique().item() == pytest.approx(0.01)
     assert module[2].weight.unique().item() == 1
