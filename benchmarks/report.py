@@ -9,8 +9,8 @@ from time import perf_counter
 class Row:
     """One figure beside the one that it is held against.
 
-    `ours` and `theirs` are in `unit`; `ratio` is what `target` speaks of. A figure that could not be measured is None and
-    `note` says why. `met` is None where there is no target or nothing was measured.
+    `ours` and `theirs` are in `unit`; `ratio` is what `target` speaks of. A figure that could not be measured is None
+    and `note` says why. `met` is None where there is no target or nothing was measured.
     """
 
     name: str
