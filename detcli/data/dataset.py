@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -362,10 +363,17 @@ def _coco_objects(
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` within; torch's generator of the CPU then goes on as if nothing had been drawn."""
-    state = torch.default_generator.get_state()
+    """Draw from `seed` within; the generators then go on as if nothing had been drawn.
+
+    They are torch's of the CPU, and those of Python and NumPy, from which transforms of others may draw.
+    """
+    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     try:
         yield
     finally:
-        torch.default_generator.set_state(state)
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detcli.data.dataset import DetectionDataset, Sample
+from detcli.data.workers import WorkerPool
 from detcli.errors import DetcliError
 from detcli.structures import Batch, Target
 
@@ -47,7 +46,7 @@ def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
     return Batch(images, sizes, targets if len(targets) == len(samples) else None, infos, seeds)
 
 
-class BatchOrder(Sampler[list[Key]]):
+class BatchOrder:
     """The batches of an epoch, for one of `world_size` processes.
 
     In training, pictures are shuffled by (seed, epoch). With `group_aspect`, a batch has pictures that are
@@ -106,23 +105,32 @@ class BatchOrder(Sampler[list[Key]]):
 
 
 class Loader:
-    """Batches of one epoch each time it is iterated; workers stay alive in between."""
+    """Batches of one epoch each time it is iterated; worker processes stay alive in between."""
 
-    def __init__(self, loader: DataLoader[Any], order: BatchOrder) -> None:
-        self._loader = loader
+    def __init__(self, dataset: DetectionDataset, order: BatchOrder, pad_divisor: int, workers: int) -> None:
         self._order = order
+        self._work = _Batches(dataset, pad_divisor)
+        self._pool = WorkerPool(self._work, workers, _pinning()) if workers else None
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
         return len(self._order)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers; none before the first batch."""
+        return self._pool.pids if self._pool else []
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and the batch in it to start from."""
         self._order.epoch, self._order.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches; raises `DetcliError` for a picture that can't be read."""
-        for batch in self._loader:
+        """Yield batches, the same ones whether or not a worker dies.
+
+        Raises `DetcliError` for a picture that can't be read, and where workers die again and again.
+        """
+        for batch in self._pool.run(self._order) if self._pool else map(self._work, self._order):
             if isinstance(batch, DetcliError):
                 raise batch
             yield batch
@@ -156,42 +164,29 @@ def make_loader(
         world_size=world_size,
     )
     order.start = start
-    loader = DataLoader(
-        _Batches(dataset, pad_divisor),
-        batch_sampler=order,
-        collate_fn=_unchanged,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-        # Without a generator of its own, each pass would draw from torch's, and a resumed run would differ.
-        generator=torch.Generator(),
-        # Workers that are forked share the annotations' memory instead of each reading a copy.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    return Loader(loader, order)
+    return Loader(dataset, order, pad_divisor, workers)
 
 
-class _Batches(Dataset[Any]):
+class _Batches:
     """Makes batches in the worker; an error travels as a value, since a raised one arrives as a traceback."""
 
     def __init__(self, dataset: DetectionDataset, pad_divisor: int) -> None:
         self.dataset = dataset
         self.pad_divisor = pad_divisor
 
-    def __getitems__(self, keys: list[Key]) -> Batch | DetcliError:
+    def __call__(self, keys: list[Key]) -> Batch | DetcliError:
         try:
             return collate([self.dataset.sample(index, seed) for seed, index in keys], self.pad_divisor)
         except DetcliError as error:
             return error
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)
+def _pinning() -> Callable[[Any], Any]:
+    """Return what is done to a batch that arrives: with a GPU, a thread copies it to page-locked memory."""
+    if not torch.cuda.is_available():
+        return lambda batch: batch
+    copier = ThreadPoolExecutor(1, "pin_memory")
+    return lambda batch: copier.submit(batch.pin_memory) if isinstance(batch, Batch) else batch
 
 
 def _pad(labels: Tensor, height: int, width: int, value: int) -> Tensor:
