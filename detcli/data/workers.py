@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 import warnings
 import weakref
@@ -37,6 +38,9 @@ PREFETCH = 2
 
 LOSSES_BORNE = 3
 """How many times in one run workers may die; those that die together count once."""
+
+TOGETHER_SECONDS = 0.2
+"""How long after the first one the others that are killed with it may take to be gone."""
 
 EXIT_SECONDS = 5.0
 """How long a process whose pipe is broken may take to be gone."""
@@ -173,7 +177,10 @@ class WorkerPool:
                 self._answers[number] = self._on_receive(result)
 
     def _take_dead(self) -> list[_Worker]:
-        """Remove and return the workers that are dead."""
+        """Remove and return the workers that are dead, and those that are just dying."""
+        if all(worker.process.is_alive() for worker in self._workers):
+            return []
+        time.sleep(TOGETHER_SECONDS)
         dead = [worker for worker in self._workers if not worker.process.is_alive()]
         self._workers[:] = [worker for worker in self._workers if worker not in dead]
         return dead
