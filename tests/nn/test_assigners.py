@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcli.nn import assigners
 from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import IGNORED, NEGATIVE, atss, max_iou
+from detcli.nn.boxes import pairwise_iou
 from detcli.structures import Target
 
 TABLES = json.loads(gzip.decompress((Path(__file__).parent / "data/assigners.json.gz").read_bytes()))
@@ -114,3 +116,90 @@ def test_an_object_that_no_anchor_touches_gets_none():
     anchors, _, counts = scene(1)
     far = Target(torch.tensor([[900.0, 900, 950, 950]]), torch.zeros(1).long())
     assert (max_iou()(anchors, far, counts).gt_index == NEGATIVE).all()
+
+
+def crowded(kind):
+    """Return anchors, their counts and 150 objects: at random, or on a grid where overlaps are often alike."""
+    anchors, target, counts = scene(150, seed=3)
+    if kind == "ties":
+        generator = torch.Generator().manual_seed(4)
+        corners = torch.randint(0, 20, (150, 2), generator=generator) * 16.0
+        sides = torch.randint(1, 5, (150, 2), generator=generator) * 32.0
+        target = Target(torch.cat([corners, corners + sides], dim=1), target.labels)
+        assert len(target.boxes.unique(dim=0)) < 149
+    return anchors, target, counts
+
+
+def plain_max_iou(anchors, boxes, low_quality_gt):
+    """Return the index of each anchor's object from the whole table of overlaps, object by object."""
+    overlaps = pairwise_iou(boxes, anchors)
+    best, best_gt = overlaps.max(dim=0)
+    index = torch.full((len(anchors),), IGNORED)
+    index[best < 0.4] = NEGATIVE
+    index[best >= 0.5] = best_gt[best >= 0.5]
+    for gt, row in enumerate(overlaps):
+        if row.max() > 0:
+            claimed = row == row.max()
+            index[claimed] = gt if low_quality_gt == "own" else best_gt[claimed]
+    return index
+
+
+def plain_atss(anchors, boxes, counts):
+    """Return the index of each anchor's object as algorithm 1 of the paper says, object by object."""
+    overlaps = torch.zeros(len(boxes), len(anchors))
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    for gt, box in enumerate(boxes):
+        distance = ((box[:2] + box[2:]) / 2 - centers).square().sum(1).sqrt()
+        candidates, start = [], 0
+        for count in counts:
+            level = distance[start : start + count]
+            candidates.append(level.topk(min(9, count), largest=False).indices + start)
+            start += count
+        chosen = torch.cat(candidates)
+        iou = pairwise_iou(box[None], anchors[chosen])[0]
+        inside = torch.cat([centers[chosen] - box[:2], box[2:] - centers[chosen]], dim=1).amin(1) > 0.01
+        kept = (iou >= iou.mean() + iou.std()) & inside
+        overlaps[gt, chosen[kept]] = iou[kept]
+    best, best_gt = overlaps.max(dim=0)
+    return torch.where(best > 0, best_gt, NEGATIVE)
+
+
+@pytest.mark.parametrize("pairs", [2**21, 10_000, 1])
+@pytest.mark.parametrize("kind", ["random", "ties"])
+@pytest.mark.parametrize("low_quality_gt", ["own", "best"])
+def test_max_iou_is_that_of_the_whole_table(kind, low_quality_gt, pairs, monkeypatch):
+    monkeypatch.setattr(assigners, "MAX_PAIRS", pairs)
+    anchors, target, counts = crowded(kind)
+    ours = max_iou(low_quality_gt=low_quality_gt)(anchors, target, counts)
+    assert torch.equal(ours.gt_index, plain_max_iou(anchors, target.boxes, low_quality_gt))
+    assert torch.equal(ours.iou, pairwise_iou(target.boxes, anchors).amax(0))
+
+
+@pytest.mark.parametrize("pairs", [2**21, 10_000, 1])
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_atss_is_that_of_the_paper(kind, pairs, monkeypatch):
+    monkeypatch.setattr(assigners, "MAX_PAIRS", pairs)
+    anchors, target, counts = crowded(kind)
+    assert torch.equal(atss()(anchors, target, counts).gt_index, plain_atss(anchors, target.boxes, counts))
+
+
+@pytest.mark.parametrize("assign", [max_iou(ignore_iof=0.5), atss()])
+def test_no_tensor_holds_more_pairs_than_the_bound(assign, monkeypatch):
+    monkeypatch.setattr(assigners, "MAX_PAIRS", 20_000)
+    anchors, target, counts = scene(300)
+    target.ignored = target.boxes.flip(0)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for part in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(part, torch.Tensor):
+                    largest = max(largest, part.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        assign(anchors, target, counts)
+    # Of a pair, the most at once is its two centre differences in float32, or an index in int64.
+    assert 0 < largest <= 20_000 * 8
