@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
@@ -246,5 +247,9 @@ def bitmaps(segmentations: list[Segmentation], size: tuple[int, int]) -> Pixels:
     if not segmentations:
         return np.zeros((0, *size), np.uint8)
     runs = [run_lengths(segmentation, size) for segmentation in segmentations]
-    masks: Pixels = mask_utils.decode(runs).transpose(2, 0, 1)
+    # Decoded column by column; transforms read rows.
+    by_column = mask_utils.decode(runs).T
+    masks = np.empty((len(runs), *size), np.uint8)
+    for mask, columns in zip(masks, by_column, strict=True):
+        cv2.transpose(columns, mask)
     return masks

@@ -311,7 +311,8 @@ def _target(record: Record) -> Target:
     masks, keypoints = record.get("masks"), record.get("keypoints")
     target = Target(boxes[kept], record["labels"][kept])
     if masks is not None:
-        target.masks = masks.as_subclass(torch.Tensor)[kept]
+        plain = masks.as_subclass(torch.Tensor)
+        target.masks = plain if kept.all() else plain[kept]
     if keypoints is not None:
         points = keypoints.as_subclass(torch.Tensor)
         inside = ((points > 0) & (points < points.new_tensor([width, height]))).all(-1)

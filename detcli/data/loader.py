@@ -191,4 +191,4 @@ def _pinning() -> Callable[[Any], Any]:
 
 def _pad(labels: Tensor, height: int, width: int, value: int) -> Tensor:
     padding = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
-    return torch.nn.functional.pad(labels, padding, value=value)
+    return torch.nn.functional.pad(labels, padding, value=value) if any(padding) else labels

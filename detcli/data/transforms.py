@@ -88,12 +88,27 @@ class Resize:
 
 def _resize(value: Any, size: tuple[int, int]) -> Any:
     if isinstance(value, tv_tensors.Mask):
-        # By whole numbers, since nearest-neighbour kernels that multiply by a rounded factor pick other
-        # pixels.
-        rows = torch.arange(size[0]) * value.shape[-2] // size[0]
-        columns = torch.arange(size[1]) * value.shape[-1] // size[1]
-        return tv_tensors.wrap(value.as_subclass(torch.Tensor)[..., rows, :][..., columns], like=value)
+        return tv_tensors.wrap(_resize_labels(value.as_subclass(torch.Tensor), size), like=value)
     return functional.resize(value, list(size)) if isinstance(value, tv_tensors.TVTensor) else value
+
+
+def _resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return uint8 labels [...,H,W] resized to `size` by nearest neighbours; most of them may be 0.
+
+    By whole numbers, since nearest-neighbour kernels that multiply by a rounded factor pick other pixels. Only
+    the rectangle of each plane that holds labels is looked at.
+    """
+    planes = labels.reshape(-1, *labels.shape[-2:]).numpy()
+    rows = np.arange(size[0]) * planes.shape[1] // size[0]
+    columns = np.arange(size[1]) * planes.shape[2] // size[1]
+    resized_planes = np.zeros((len(planes), *size), np.uint8)
+    for plane, result in zip(planes, resized_planes, strict=True):
+        left, top, width, height = cv2.boundingRect(plane)
+        first, last = np.searchsorted(rows, [top, top + height])
+        start, end = np.searchsorted(columns, [left, left + width])
+        narrow = plane[top : top + height].take(columns[start:end], axis=1)
+        result[first:last, start:end] = narrow.take(rows[first:last] - top, axis=0)
+    return torch.from_numpy(resized_planes).reshape(*labels.shape[:-2], *size)
 
 
 class RandomFlip:
@@ -110,7 +125,10 @@ class RandomFlip:
         flipped = {
             key: functional.horizontal_flip(value) if isinstance(value, tv_tensors.TVTensor) else value
             for key, value in record.items()
+            if key != "image"
         }
+        # torch takes a hundred times as long for pixels whose channels lie together.
+        flipped["image"] = to_image(np.asarray(cv2.flip(to_pixels(record["image"]), 1), np.uint8))
         if "keypoints" in flipped:
             # torchvision mirrors points as numbers of pixels (width - 1 - x); these are places, as those of
             # boxes.

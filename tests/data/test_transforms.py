@@ -93,6 +93,23 @@ def test_resize_moves_everything(scale: tuple[int, int]) -> None:
     assert torch.allclose(result["keypoints"][0, 0].as_subclass(torch.Tensor), torch.tensor([25.0, 15.0]) * factor)
 
 
+@pytest.mark.parametrize("size", [(133, 71), (20, 31), (60, 47), (480, 376)])
+def test_masks_and_labels_are_resized_by_whole_numbers(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(4, 60, 47, dtype=torch.uint8)
+    masks[0, 7:50, 30:] = torch.randint(0, 2, (43, 17), generator=generator, dtype=torch.uint8)
+    masks[1, 59, 0] = 1
+    masks[2] = 1
+    semantic = torch.randint(0, 256, (60, 47), generator=generator, dtype=torch.uint8)
+    height, width = resized((60, 47), size)
+    rows = torch.tensor([row * 60 // height for row in range(height)])
+    columns = torch.tensor([column * 47 // width for column in range(width)])
+    image = to_image(np.zeros((60, 47, 3), np.uint8))
+    for labels in (masks, semantic, masks[:0]):
+        result = Resize([size])({"image": image, "masks": tv_tensors.Mask(labels)})
+        assert torch.equal(result["masks"], labels[..., rows, :][..., columns])
+
+
 def test_pixels_are_resized_as_opencv_does() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
     sample = Preprocess(DataConfig(test_resize=(61, 40)))(pixels, image_id=3, name="a.png")
@@ -123,6 +140,8 @@ def test_flip_moves_everything_and_swaps_left_and_right() -> None:
     assert result["boxes"].tolist() == [[40, 10, 70, 40]]
     assert result["keypoints"].tolist() == [[[65, 15], [48, 22], [62, 22]]]
     assert result["visibility"].tolist() == [[2, 1, 2]]
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    assert torch.equal(RandomFlip(1.0)({"image": to_image(pixels)})["image"], to_image(pixels).flip(-1))
     assert RandomFlip(0.0)(record())["boxes"].tolist() == [[20, 10, 50, 40]]
 
 
