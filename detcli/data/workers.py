@@ -46,18 +46,29 @@ EXIT_SECONDS = 5.0
 """How long a process whose pipe is broken may take to be gone."""
 
 SENT_BY_VALUE = 2**16
-"""Smaller tensors, in bytes, are sent through the pipe: each shared one costs a file and a handshake."""
+"""Smaller tensors, in bytes, are sent through the pipe."""
+
+ALIGNMENT = 64
+"""Where tensors begin in a block of shared memory, in bytes."""
+
+FREE_BLOCKS = PREFETCH + 1
+"""How many blocks that are not in use a worker keeps."""
 
 _PENDING, _NO_MORE = object(), object()
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A process, our end of its pipe, and the tasks by number that it has not answered, in their order."""
+    """A process, our end of its pipe, and the tasks by number that it has not answered, in their order.
+
+    `blocks` is its shared memory by number, `released` the numbers of those that are no longer in use.
+    """
 
     process: Any
     pipe: Connection
     tasks: dict[int, Any] = field(default_factory=dict)
+    blocks: dict[int, Tensor] = field(default_factory=dict)
+    released: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -165,7 +176,7 @@ class WorkerPool:
             if worker is None:
                 continue
             try:
-                number, result = pickle.loads(worker.pipe.recv_bytes())
+                number, result = _unpack(worker.pipe.recv_bytes(), worker)
             except Exception:
                 # The pipe of a process that was killed, and what it shared, break before the process is gone.
                 worker.process.join(EXIT_SECONDS)
@@ -209,7 +220,8 @@ def _send(worker: _Worker, number: int, task: Any) -> None:
     worker.tasks[number] = task
     # A worker that is dead is found while we wait for its answer.
     with suppress(OSError):
-        worker.pipe.send((number, task))
+        released = [worker.released.pop() for _ in range(len(worker.released))]
+        worker.pipe.send((number, task, released))
 
 
 def _end(exit_code: int) -> str:
@@ -233,19 +245,133 @@ def _stop(workers: list[_Worker], owner: int) -> None:
         worker.pipe.close()
 
 
-class _Pickler(ForkingPickler):
-    """Sends large tensors as shared memory and small ones as they are."""
+@dataclass(slots=True)
+class _Message:
+    """An answer as bytes, the block where its large tensors are, that block if it is new, and those given up."""
+
+    answer: bytes
+    block: int | None
+    new: Tensor | None
+    dropped: list[int]
+
+
+class _Packer:
+    """Makes messages of answers in a worker.
+
+    Large tensors are copied to blocks of shared memory that are used again: to map new memory costs several times as
+    much as to fill it.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, Tensor] = {}
+        self._free: list[int] = []
+        self._next = 0
+
+    def release(self, blocks: list[int]) -> None:
+        """Take back blocks that the receiver no longer uses."""
+        self._free += blocks
+
+    def pack(self, answer: Any) -> memoryview:
+        """Return the message of an `answer`."""
+        buffer = BytesIO()
+        pickler = _TensorPickler(buffer)
+        pickler.dump(answer)
+        if not pickler.tensors:
+            return _dumps(_Message(buffer.getvalue(), None, None, []))
+        dropped = []
+        fitting = [block for block in self._free if len(self._blocks[block]) >= pickler.size]
+        new = None
+        if fitting:
+            block = min(fitting, key=lambda one: len(self._blocks[one]))
+            self._free.remove(block)
+        else:
+            if self._free:
+                dropped.append(self._free.pop())
+            block, self._next = self._next, self._next + 1
+            new = torch.empty(pickler.size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+            self._blocks[block] = new
+        while len(self._free) > FREE_BLOCKS:
+            dropped.append(self._free.pop(0))
+        for one in dropped:
+            del self._blocks[one]
+        for place, tensor in pickler.tensors:
+            place.of(self._blocks[block]).copy_(tensor)
+        return _dumps(_Message(buffer.getvalue(), block, new, dropped))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in a block a tensor is, and how it lies there."""
+
+    offset: int
+    count: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, block: Tensor) -> Tensor:
+        """Return the tensor, in the memory of `block`."""
+        return block[self.offset : self.offset + self.count].view(self.dtype).as_strided(self.shape, self.stride)
+
+
+class _TensorPickler(pickle.Pickler):
+    """Leaves large tensors out, and says where in a block of `size` bytes they are to go."""
+
+    def __init__(self, buffer: BytesIO) -> None:
+        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[tuple[_Place, Tensor]] = []
+        self.size = 0
+
+    def persistent_id(self, value: Any) -> _Place | None:
+        """Return the place of a large tensor."""
+        if type(value) is not Tensor or value.nbytes < SENT_BY_VALUE:
+            return None
+        span = sum((side - 1) * step for side, step in zip(value.shape, value.stride(), strict=True)) + 1
+        if span != value.numel():
+            value = value.contiguous()
+        place = _Place(self.size, value.nbytes, value.dtype, tuple(value.shape), value.stride())
+        self.tensors.append((place, value))
+        self.size += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+        return place
 
     def reducer_override(self, value: Any) -> Any:
         """Return how a small tensor is made from its values."""
-        if type(value) is Tensor and value.nbytes < SENT_BY_VALUE:
+        if type(value) is Tensor:
             return torch.from_numpy, (value.numpy(),)
         return NotImplemented
 
 
-def _dumps(value: Any) -> memoryview:
+class _TensorUnpickler(pickle.Unpickler):
+    """Puts tensors in the places of a block where they were left out."""
+
+    def __init__(self, answer: bytes, block: Tensor | None) -> None:
+        super().__init__(BytesIO(answer))
+        self._block = block
+
+    def persistent_load(self, place: Any) -> Tensor:
+        """Return the tensor at that place."""
+        tensor: Tensor = place.of(self._block)
+        return tensor
+
+
+def _unpack(data: bytes, worker: _Worker) -> Any:
+    """Return the answer of a message; its block is released when the last of its tensors is gone."""
+    message: _Message = pickle.loads(data)
+    for block in message.dropped:
+        del worker.blocks[block]
+    if message.block is None:
+        return _TensorUnpickler(message.answer, None).load()
+    if message.new is not None:
+        worker.blocks[message.block] = message.new
+    # Tensors made of an array keep it, and nothing else does.
+    lease = worker.blocks[message.block].numpy()[:]
+    weakref.finalize(lease, worker.released.append, message.block).atexit = False
+    return _TensorUnpickler(message.answer, torch.from_numpy(lease)).load()
+
+
+def _dumps(message: _Message) -> memoryview:
     buffer = BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)
     return buffer.getbuffer()
 
 
@@ -262,11 +388,13 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, inherited: Connection |
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    packer = _Packer()
     with suppress(EOFError, OSError):
         while True:
-            number, task = pipe.recv()
+            number, task, released = pipe.recv()
+            packer.release(released)
             try:
-                answer = _dumps((number, work(task)))
+                message = packer.pack((number, work(task)))
             except Exception:
-                answer = _dumps((number, _Failure(traceback.format_exc())))
-            pipe.send_bytes(answer)
+                message = packer.pack((number, _Failure(traceback.format_exc())))
+            pipe.send_bytes(message)

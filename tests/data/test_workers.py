@@ -229,6 +229,45 @@ def test_a_run_that_is_given_up_leaves_nothing_to_the_next() -> None:
     assert list(pool.run([])) == []
 
 
+def layouts(number: int) -> list[torch.Tensor]:
+    """Return tensors above and below what is sent by value, of several types and layouts."""
+    count = 1000 * (1 + number % 7)
+    plain = torch.arange(60 * count).reshape(3, 20, count) + number
+    return [
+        plain,
+        plain.permute(2, 0, 1),
+        plain[:, ::2],
+        plain[:1].expand(4, 20, count),
+        plain % 2 == 0,
+        plain.to(torch.uint8)[None].contiguous(memory_format=torch.channels_last),
+        plain[0, 0, :5].float(),
+        plain[:0],
+        torch.tensor(number),
+    ]
+
+
+def test_tensors_arrive_as_they_were_and_stay_so() -> None:
+    results = list(WorkerPool(layouts, 2).run(range(30)))
+    for number, found in enumerate(results):
+        for one, other in zip(found, layouts(number), strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        assert found[1].stride() == layouts(number)[1].stride()
+        assert found[5].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shared_memory_is_used_again_but_not_while_anything_looks_at_it() -> None:
+    pool = WorkerPool(tensors, 1)
+    held: list[torch.Tensor] = []
+    places = set()
+    for number, large, _ in pool.run(range(60)):
+        places.add(large.data_ptr())
+        if number < 5:
+            held.append(large[7:9, 3:])
+    assert all((part == number).all() for number, part in enumerate(held))
+    assert len(places) <= 5 + 2 * workers.PREFETCH + workers.FREE_BLOCKS
+
+
 def test_tasks_are_taken_only_a_few_ahead() -> None:
     taken = []
 
