@@ -74,6 +74,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def each_seed(self) -> list[Tensor | None]:
+        """Return the seed of each image, a scalar, or None where images have none."""
+        return [None] * len(self) if self.seeds is None else list(self.seeds)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return a copy with every tensor on `device`."""
         targets = None if self.targets is None else [target.to(device, non_blocking) for target in self.targets]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,8 @@ from detcli.errors import DetcliError
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # click's own, which newer typers carry inside them
 INTERRUPTED = 130
+LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Names the file where the launcher of this process, if there is one, looks for its error."""
 
 app = typer.Typer(name="detcli", rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(train)
@@ -96,5 +99,11 @@ def _report(error: Exception) -> int:
     else:
         message = f"{type(error).__name__}: {error}. This is a mistake in detcli; --debug shows where."
         status = 1
-    typer.secho(f"error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    line = " ".join(message.split())
+    if path := os.environ.get(LAUNCHERS_FILE):
+        from detcli.engine.launch import report_to_launcher
+
+        report_to_launcher(Path(path), error, line)
+    else:
+        typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
     return status

@@ -58,7 +58,7 @@ def eval(
         flags |= {"data.train": "", "data.val": val}
     config = revise(found.config, settings=settings or [], flags=flags)
     target = find_device(device)
-    model = load_model(found).to(target)
+    model = load_model(found, target, precision or "fp32")
     dataset = open_dataset(config.data, "val", config.input, classes=found.classes)
     console = Console()
     with Progress(console=console, transient=True) as progress:

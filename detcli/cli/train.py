@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,18 @@ def train(
     ] = None,
     workers: options.Workers = None,
     device: options.Device = "",
+    devices: Annotated[
+        int,
+        typer.Option(help="Processes that share each step's batch, one a GPU.", min=1, rich_help_panel=options.SPEED),
+    ] = 1,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            help="How often processes that died are started again, from the last checkpoint.",
+            min=0,
+            rich_help_panel=options.SPEED,
+        ),
+    ] = 0,
     precision: options.Precision = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile backbone and neck.", rich_help_panel=options.SPEED)
@@ -75,8 +88,9 @@ def train(
     from rich.console import Console
 
     from detcli.config import lengthened, resolve, revise
-    from detcli.engine.checkpoint import open_checkpoint
-    from detcli.engine.train import free_folder
+    from detcli.engine import distributed
+    from detcli.engine.launch import launch
+    from detcli.engine.train import free_folder, starting_point
     from detcli.engine.train import train as run
     from detcli.errors import UsageError
     from detcli.eval.report import show_metrics
@@ -104,17 +118,15 @@ def train(
         train__tensorboard=tensorboard or None,
         eval__evaluator=evaluator,
     )
-    console = Console()
+    console = Console(quiet=not distributed.is_main())
     if resume:
         if model or backbone or neck or sched or overlays or config or weights or out:
             raise UsageError(
                 "--resume takes model, schedule and folder from the run; leave out MODEL and what shapes it."
             )
-        checkpoint = open_checkpoint(resume / "last.safetensors" if resume.is_dir() else resume)
-        if checkpoint.training is None:
-            raise UsageError(f"{checkpoint.path} holds no training state. Resume from the run's last.safetensors.")
-        run_config = revise(checkpoint.config, settings=settings or [], flags=flags)
-        folder = checkpoint.path.parent
+        folder = resume if resume.is_dir() else resume.parent
+        started, checkpoint = starting_point(resume)
+        run_config = revise(started, settings=settings or [], flags=flags)
     else:
         checkpoint = None
         if not model:
@@ -132,9 +144,18 @@ def train(
             flags=flags,
         ).config
         folder = out or Path("runs") / model
-        free_folder(folder, overwrite)
+        if distributed.restarts() and (folder / "last.safetensors").exists():
+            _, checkpoint = starting_point(folder)
+        elif distributed.is_main() and not distributed.restarts():
+            free_folder(folder, overwrite)
     run_config = lengthened(run_config, epochs=epochs, iters=iters)
+    if devices > 1 and not distributed.launched():
+        return launch(sys.argv[1:], devices, max_restarts, folder)
+    if devices not in (1, distributed.world_size()):
+        raise UsageError(f"the launcher started {distributed.world_size()} processes; leave out --devices {devices}.")
     evaluation = run(run_config, folder, console, checkpoint)
+    if not distributed.is_main():
+        return
     show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
     console.print(
         f"{folder}: checkpoints, metrics.json, metrics.jsonl, losses.png, ap.png and pictures/",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from detcli.config import RunConfig, load
 from detcli.errors import DetcliError
+from detcli.files import written_whole
 from detcli.structures import ClassMap
 
 FORMAT = 1
@@ -73,21 +73,13 @@ def save_checkpoint(
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     for name, value in (training_tensors or {}).items():
         tensors[TRAINING + name] = value.detach().cpu().contiguous().clone()
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, metadata={"detcli": json.dumps(header)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, metadata={"detcli": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
         raise DetcliError(
-            f"can't write the checkpoint {path}: {error}. What was saved before is untouched; "
-            f"free some space or choose another --out."
+            f"can't write the checkpoint {path}: {error}. What was saved before is untouched. Make room, then "
+            f"continue with `detcli train --resume {path.parent}`, or choose another --out."
         ) from error
 
 
@@ -128,12 +120,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise DetcliError(f"{path} has a damaged description: {error!r}. Save or download it again.") from None
     return Checkpoint(path, config, classes, header.get("metrics") or {}, header.get("training"))
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _others_beside(path: Path) -> str:

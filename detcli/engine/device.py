@@ -14,13 +14,20 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device called `name`; ``auto`` is the first GPU, or the CPU.
 
-    Raises `DetcliError` when there is no such device on this machine.
+    With the `local_rank` of one of several processes, ``auto`` and ``cuda`` are the GPU of that number. Raises
+    `DetcliError` when there is no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise DetcliError(
+                f"device {name!r} is one device, and this is one of several processes. Say --device cuda."
+            )
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

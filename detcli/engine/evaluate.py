@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import chain, zip_longest
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from detcli.config import RunConfig
 from detcli.data import DetectionDataset, make_loader
+from detcli.engine import distributed
 from detcli.engine.device import Precision, autocast
 from detcli.engine.model import Normalizer
 from detcli.eval.coco import Result, evaluate
 from detcli.eval.results import rescale_boxes, to_coco
 from detcli.nn.detector import Detector
 from detcli.structures import Detections, ImageInfo
+
+T = TypeVar("T")
+MISSING: Any = object()
 
 KINDS: dict[str, Literal["bbox", "segm", "proposal"]] = {
     "box": "bbox",
@@ -43,7 +48,10 @@ def primary_metric(model: Detector) -> str:
 def detect_in(
     model: Detector, dataset: DetectionDataset, config: RunConfig, device: torch.device, precision: Precision
 ) -> Iterator[tuple[ImageInfo, Detections]]:
-    """Yield what `model`, in eval mode, finds in each picture of `dataset`, in the picture's own pixels."""
+    """Yield what `model`, in eval mode, finds in each picture of `dataset`, in the picture's own pixels.
+
+    Of several processes, each takes every so many-th picture.
+    """
     normalize = Normalizer(config.input, device)
     loader = make_loader(
         dataset,
@@ -53,6 +61,8 @@ def detect_in(
         workers=config.data.workers,
         pad_divisor=config.input.pad_divisor,
         group_aspect=False,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
     for batch in loader:
         with torch.inference_mode(), autocast(device, precision):
@@ -74,18 +84,41 @@ def evaluate_model(
     """Detect in every picture of `dataset` and measure the model's tasks.
 
     `show` is how many pictures' detections are kept to be drawn; `advance(done, total)` is called after each
-    picture. The model's training flag is put back afterwards.
+    picture. The model's training flag is put back afterwards. Of several processes, each detects in its share of the
+    pictures; the main one measures and has `results` and `shown`, all have the figures.
     """
     training = model.training
     model.eval()
-    evaluation = Evaluation()
-    for done, (info, detections) in enumerate(detect_in(model, dataset, config, device, precision), 1):
-        evaluation.results += to_coco(detections, info, dataset.classes)
-        if done <= show:
-            evaluation.shown.append((info, detections.to("cpu")))
+    processes = distributed.world_size()
+    results: list[list[dict[str, Any]]] = []
+    shown: list[tuple[ImageInfo, Detections]] = []
+    for done, (info, detections) in enumerate(detect_in(model, dataset, config, device, precision)):
+        results.append(to_coco(detections, info, dataset.classes))
+        if done * processes + distributed.rank() < show:
+            shown.append((info, detections.to("cpu")))
         if advance:
-            advance(done, len(dataset))
+            advance(min((done + 1) * processes, len(dataset)), len(dataset))
     model.train(training)
+    evaluation = Evaluation()
+    gathered = distributed.gathered((results, shown))
+    if distributed.is_main():
+        by_picture: Iterator[list[dict[str, Any]]] = _interleaved([part for part, _ in gathered])
+        evaluation.results = list(chain.from_iterable(by_picture))
+        evaluation.shown = list(_interleaved([part for _, part in gathered]))
+        _measure(evaluation, model, dataset, config)
+    figures = evaluation.metrics, evaluation.per_class, evaluation.notes
+    evaluation.metrics, evaluation.per_class, evaluation.notes = distributed.of_main(figures)
+    return evaluation
+
+
+def _interleaved(parts: list[list[T]]) -> Iterator[T]:
+    """Yield the items of shares in their order in the dataset: the first of each share, the second, ..."""
+    for items in zip_longest(*parts, fillvalue=MISSING):
+        yield from (item for item in items if item is not MISSING)
+
+
+def _measure(evaluation: Evaluation, model: Detector, dataset: DetectionDataset, config: RunConfig) -> None:
+    """Add the figures of the model's tasks to an `evaluation` with results."""
     ground_truth = dataset.ground_truth()
     for task in model.tasks:
         if task == "mask" and not dataset.has_masks:
@@ -95,4 +128,3 @@ def evaluate_model(
         evaluation.metrics |= result.metrics
         evaluation.per_class[task] = result.per_class
         evaluation.notes += result.notes
-    return evaluation

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from detcli.config import InputConfig, RunConfig
 from detcli.engine.checkpoint import Checkpoint, open_checkpoint
+from detcli.engine.device import DTYPES, Precision
 from detcli.errors import DetcliError
 from detcli.nn.detector import Detector
+from detcli.nn.fold import cast_weights, fold_norms, prepare_on_cpu
 from detcli.nn.weights import load_backbone, load_weights
 from detcli.registry import build, find
 from detcli.structures import Batch, ClassMap
@@ -46,11 +48,25 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
     return f"weights of {checkpoint.path}"
 
 
-def load_model(checkpoint: Checkpoint) -> Detector:
-    """Return the trained model of `checkpoint`, in eval mode on the CPU."""
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32") -> Detector:
+    """Return the trained model of `checkpoint`, prepared to detect on `device` within `autocast` to `precision`."""
     model = build_model(checkpoint.config, len(checkpoint.classes))
     load_weights(model, checkpoint.weights(), str(checkpoint.path))
-    return model.eval()
+    return prepare(model, device, precision, channels_last=checkpoint.config.train.channels_last)
+
+
+def prepare(model: Detector, device: torch.device, precision: Precision, channels_last: bool = True) -> Detector:
+    """Change `model`, in place, so that it detects fast on `device` within `autocast` to `precision`; return it.
+
+    It computes what it did, but can neither be trained nor saved any more.
+    """
+    fold_norms(model.eval()).requires_grad_(False)
+    if device.type == "cpu":
+        prepare_on_cpu(model)
+    if precision != "fp32":
+        cast_weights(model, DTYPES[precision])
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 class Normalizer:

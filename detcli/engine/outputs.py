@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from detcli.data import DetectionDataset
 from detcli.engine.evaluate import Evaluation
 from detcli.eval.report import write_metrics
+from detcli.structures import ImageInfo
 
 SHOW_SCORE = 0.3
 SHOW_SIDE = 480
 """Pictures whose longer side is far below this are drawn larger, so that labels do not hide the objects."""
+
+
+def write_batch(folder: Path, dataset: DetectionDataset, infos: Sequence[ImageInfo]) -> None:
+    """Draw the pictures `infos` of a training batch, as the network saw them, with their objects, into `folder`."""
+    import cv2
+
+    from detcli.visual import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, info in enumerate(infos):
+        sample = dataset.again(info)
+        assert sample.target is not None
+        picture = sample.image.permute(1, 2, 0).numpy()
+        image = draw(picture, sample.target, dataset.classes.names, scale=_enlarged(picture.shape))
+        cv2.imwrite(str(folder / f"{number:02d}_{Path(info.name).stem}.png"), image[..., ::-1])
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
@@ -33,8 +50,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDat
     drawn = []
     for info, detections in evaluation.shown:
         picture = dataset.picture(info.image_id)
-        scale = max(1, round(SHOW_SIDE / max(picture.shape[:2])))
-        image = draw(picture, detections, dataset.classes.names, SHOW_SCORE, scale)
+        image = draw(picture, detections, dataset.classes.names, SHOW_SCORE, _enlarged(picture.shape))
         cv2.imwrite(str(pictures / f"{Path(info.name).stem}.png"), image[..., ::-1])
         drawn.append(image)
     cv2.imwrite(str(pictures / "all.png"), contact_sheet(drawn, columns=4)[..., ::-1])
+
+
+def _enlarged(shape: tuple[int, ...]) -> int:
+    """Return the factor that a picture of `shape` [H,W,3] is drawn at."""
+    return max(1, round(SHOW_SIDE / max(shape[:2])))

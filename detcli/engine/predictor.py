@@ -32,9 +32,7 @@ class Predictor:
         self.metrics = checkpoint.metrics
         self.device = find_device(device)
         self.precision: Precision = precision
-        self.model = load_model(checkpoint).to(self.device)
-        if self.config.train.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.model = load_model(checkpoint, self.device, precision)
         self._normalize = Normalizer(self.config.input, self.device)
         self._preprocess = Preprocess(self.config.data)
 

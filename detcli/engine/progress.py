@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from detcli.errors import DetcliError
+from detcli.files import write_text_whole
 
 PLAIN_INTERVAL = 10.0
 
 
 class Reporter:
-    """Shows the figures of a run and writes them to `folder`/metrics.jsonl; use it as a context manager."""
+    """Shows the figures of a run and writes them to `folder`/metrics.jsonl; use it as a context manager.
+
+    A run that continues after iteration `start` keeps the figures up to there, those of its evaluation where it was
+    `evaluated`. A `silent` one neither shows nor writes.
+    """
 
     def __init__(
-        self, folder: Path, console: Console, total: int, *, start: int = 0, tensorboard: bool = False
+        self,
+        folder: Path,
+        console: Console,
+        total: int,
+        *,
+        start: int = 0,
+        evaluated: bool = True,
+        tensorboard: bool = False,
+        silent: bool = False,
     ) -> None:
         self.console = console
         self.total = total
@@ -34,14 +48,20 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=silent or not console.is_terminal,
         )
         self.task = self.bar.add_task("train", total=total, completed=start, figures="")
-        path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["iter"] <= start] if start else []
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", buffering=1)
-        self.writer = _summary_writer(folder) if tensorboard else None
+        self.silent = silent
+        self.file: TextIO | None = None
+        self.writer: Any = None
+        if not silent:
+            path = folder / "metrics.jsonl"
+            lines = _lines(path) if start else []
+            pending = ("eval", start) if not evaluated else None
+            kept = [line for line in lines if line["iter"] <= start and (line["kind"], line["iter"]) != pending]
+            write_text_whole(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            self.file = path.open("a", buffering=1)
+            self.writer = _summary_writer(folder) if tensorboard else None
 
     def __enter__(self) -> Reporter:
         self.bar.start()
@@ -51,7 +71,8 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.writer:
             self.writer.close()
 
@@ -67,7 +88,9 @@ class Reporter:
         )
         self.bar.update(self.task, completed=step, description=epoch, figures=shown)
         now = time.monotonic()
-        if not self.console.is_terminal and (now - self.said > PLAIN_INTERVAL or step == self.total):
+        if self.silent or self.console.is_terminal:
+            return
+        if (now - self.said > PLAIN_INTERVAL) or step == self.total:
             self.said = now
             left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
             self.console.print(
@@ -77,6 +100,8 @@ class Reporter:
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Report the figures of an evaluation after `step`."""
         self._record("eval", step, metrics)
+        if self.silent:
+            return
         names = [name for name in ("box_AP", "mask_AP", "prop_AR") if name in metrics]
         shown = "  ".join(f"{name} {metrics[name]:.1f}" for name in names)
         self.console.print(f"iteration {step}: {shown}", highlight=False)
@@ -86,14 +111,20 @@ class Reporter:
         self.bar.update(self.task, description=f"evaluating {done}/{total}")
 
     def _record(self, kind: str, step: int, figures: dict[str, float]) -> None:
-        self.file.write(json.dumps({"kind": kind, "iter": step, **figures}) + "\n")
+        if self.file:
+            self.file.write(json.dumps({"kind": kind, "iter": step, **figures}) + "\n")
         if self.writer:
             for name, value in figures.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records in the file at `path`; a line that a killed process cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
 
 
 def _clock(seconds: float) -> str:

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from detcli.config import RunConfig
+from detcli.config import RunConfig, load
 from detcli.data import make_loader, open_dataset
-from detcli.engine.checkpoint import Checkpoint, save_checkpoint
+from detcli.engine import distributed
+from detcli.engine.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from detcli.engine.device import autocast, find_device, memory_in_use
 from detcli.engine.ema import MovingAverage
 from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
+from detcli.engine.interrupts import Interrupted, Interrupts
 from detcli.engine.model import Normalizer, build_model, initialise
 from detcli.engine.optimizer import LearningRate, build_optimizer, scaled_lr
-from detcli.engine.outputs import write_evaluation
+from detcli.engine.outputs import write_batch, write_evaluation
 from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
+from detcli.files import remove_temporaries, write_text_whole
+from detcli.nn.losses import reduce_mean
 from detcli.nn.weights import load_weights
-from detcli.structures import Batch
+from detcli.structures import Batch, ImageInfo
 
 LOG_EVERY = 20
 SAVE_SECONDS = 600
+CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+FILES = ("config.json", "metrics.json", "metrics.jsonl", "results.json", "losses.png", "ap.png")
+CHECKPOINTS = ("best.safetensors", "last.safetensors")
+FOLDERS = ("pictures", "not_finite", "tensorboard")
 
 
 @dataclass(slots=True)
 class State:
-    """Where a run is: optimiser steps done, the best figure so far, evaluations since then."""
+    """Where a run is: optimiser steps done, whether the last of them is still to be evaluated, the best figure so far,
+    evaluations since then.
+    """
 
     step: int = 0
+    pending: bool = False
     best: float = -math.inf
     stale: int = 0
 
@@ -47,148 +60,338 @@ class State:
 def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint | None = None) -> Evaluation:
     """Train the model of `config` and leave checkpoints, figures, plots and pictures in `folder`.
 
-    `resume` is a checkpoint with a training state, from which the run continues exactly. Returns the last evaluation.
-    Raises `DetcliError` when data, weights or device are not what they should be, or when the loss is not finite.
+    `resume` is a checkpoint with a training state, from which the run continues exactly. In a process that a launcher
+    started, the run is shared with the others; only the main one writes. Returns the last evaluation, the main process
+    with its COCO results.
+
+    Raises `DetcliError` when data, weights or device are not what they should be, or when loss or gradient are not
+    finite, and `Interrupted` after a SIGINT or SIGTERM, when the step is finished and saved.
     """
-    options = config.train
-    if options.batch % options.accumulate:
-        raise DetcliError(f"a batch of {options.batch} images can't be split into {options.accumulate} equal parts.")
-    device = find_device(options.device)
-    with torch.device("meta"):
-        needs_masks = "mask" in build_model(config, 1).tasks
-    dataset = open_dataset(config.data, "train", config.input, masks=needs_masks)
-    val = open_dataset(config.data, "val", config.input, classes=dataset.classes)
-    torch.manual_seed(options.seed)
-    model = build_model(config, len(dataset.classes))
-    if resume:
-        origin = f"{resume.path}, iteration {(resume.training or {})['step']}"
-    else:
-        origin = initialise(model, config, dataset.classes)
-    model.to(device)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
-    loader = make_loader(
-        dataset,
-        batch=options.batch // options.accumulate,
-        train=True,
-        seed=options.seed,
-        workers=config.data.workers,
-        pad_divisor=config.input.pad_divisor,
-        group_aspect=config.data.group_aspect,
-    )
-    steps_per_epoch = max(len(loader) // options.accumulate, 1)
-    rate = LearningRate(config.sched, steps_per_epoch)
-    lr = scaled_lr(config.optim, options.batch)
-    optimizer = build_optimizer(model, config.optim, lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    average = MovingAverage(model, options.ema) if options.ema else None
-    state = State()
-    if resume:
-        state = _restore(resume, model, average, optimizer, scaler)
-        if state.step >= rate.total:
-            raise DetcliError(
-                f"{resume.path} has already done {state.step} of {rate.total} steps. "
-                "Give more with --epochs or --iters."
-            )
-    if options.compile:
-        _compile(model, device)
+    device = find_device(config.train.device, distributed.local_rank() if distributed.world_size() > 1 else None)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
+    try:
+        with distributed.joined(device), Interrupts() as interrupts:
+            return Run(config, folder, console, device, interrupts, resume).finish()
+    except OSError as error:
+        if error.errno not in CANT_WRITE:
+            raise
+        raise DetcliError(
+            f"can't write to {folder}: {error.strerror}. What was saved before is untouched. Make room, then continue "
+            f"with `detcli train --resume {folder}`, or choose another --out."
+        ) from error
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    console.print(
-        f"[bold]{config.recipe}[/] on {len(dataset)} pictures of {len(dataset.classes)} classes, "
-        f"evaluated on {len(val)}; {origin}; {trained / 1e6:.1f} M trained parameters; {device}, {options.precision}"
-    )
-    scaling = (
-        f"{config.optim.lr:g} for {config.optim.batch} images, scaled linearly" if config.optim.batch else "as given"
-    )
-    console.print(
-        f"learning rate {lr:g} for {options.batch} images a step ({scaling}); "
-        f"{rate.total} steps, {steps_per_epoch} an epoch"
-    )
 
-    normalize = Normalizer(config.input, device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    evaluation = Evaluation()
-    evaluated = average.model if average else model
+class Run:
+    """One training run, from its config and starting point to its last evaluation."""
 
-    def save(name: str, with_training: bool) -> None:
-        training, tensors = None, None
-        if with_training:
-            training, tensors = _training_state(state, optimizer, scaler, model if average else None, average)
-        weights = evaluated.state_dict()
-        save_checkpoint(folder / name, weights, config, dataset.classes, evaluation.metrics, training, tensors)
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        console: Console,
+        device: torch.device,
+        interrupts: Interrupts,
+        resume: Checkpoint | None,
+    ) -> None:
+        options = config.train
+        processes = distributed.world_size()
+        parts = options.accumulate * processes
+        if options.batch % parts:
+            raise DetcliError(
+                f"a batch of {options.batch} images can't be split into {parts} equal parts ({processes} devices "
+                f"x --accumulate {options.accumulate}). Try --batch {-(-options.batch // parts) * parts}."
+            )
+        self.config, self.options, self.folder, self.console = config, options, folder, console
+        self.device, self.interrupts = device, interrupts
+        with torch.device("meta"):
+            needs_masks = "mask" in build_model(config, 1).tasks
+        self.dataset = open_dataset(config.data, "train", config.input, masks=needs_masks)
+        self.classes = self.dataset.classes
+        self.val = open_dataset(config.data, "val", config.input, classes=self.classes)
+        torch.manual_seed(options.seed)
+        self.model = build_model(config, len(self.classes))
+        if resume:
+            origin = f"{resume.path}, iteration {(resume.training or {})['step']}"
+        else:
+            origin = initialise(self.model, config, self.classes)
+        self.model.to(device)
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.loader = make_loader(
+            self.dataset,
+            batch=options.batch // parts,
+            train=True,
+            seed=options.seed,
+            workers=config.data.workers,
+            pad_divisor=config.input.pad_divisor,
+            group_aspect=config.data.group_aspect,
+            rank=distributed.rank(),
+            world_size=processes,
+        )
+        self.steps_per_epoch = max(len(self.loader) // options.accumulate, 1)
+        self.rate = LearningRate(config.sched, self.steps_per_epoch)
+        lr = scaled_lr(config.optim, options.batch)
+        self.optimizer = build_optimizer(self.model, config.optim, lr)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.average = MovingAverage(self.model, options.ema) if options.ema else None
+        self.evaluated = self.average.model if self.average else self.model
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.normalize = Normalizer(config.input, device)
+        self.evaluation = Evaluation()
+        self.state = State()
+        torch.manual_seed(options.seed + distributed.rank())
+        if resume:
+            self._restore(resume)
+            if self.state.step >= self.rate.total and not self.state.pending:
+                raise DetcliError(
+                    f"{resume.path} has already done {self.state.step} of {self.rate.total} steps. "
+                    "Give more with --epochs or --iters."
+                )
+        if options.compile:
+            _compile(self.model, device)
+        self.trained: torch.nn.Module = self.model
+        if processes > 1:
+            self.trained = distributed.parallel(self.model, device)
+        if distributed.is_main():
+            self._prepare_folder()
+            self._announce(origin, lr)
 
-    saved_at = time.monotonic()
-    model.train()
-    batches = _batches(loader, state.step, steps_per_epoch, options.accumulate)
-    with Reporter(folder, console, rate.total, start=state.step, tensorboard=options.tensorboard) as report:
-        meter = Meter(device)
-        while state.step < rate.total:
-            current_lr = rate.apply(optimizer, state.step)
-            optimizer.zero_grad(set_to_none=True)
-            for _ in range(options.accumulate):
-                batch = meter.timed(batches)
-                with autocast(device, options.precision):
-                    losses = model(normalize(batch, options.channels_last))
+    def finish(self) -> Evaluation:
+        """Train to the end, evaluate and write what was found; return the last evaluation."""
+        self.model.train()
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+        agreement = distributed.Agreement()
+        meter = Meter(self.device)
+        batches = _batches(self.loader, self.state.step, self.steps_per_epoch, self.options.accumulate)
+        with Reporter(
+            self.folder,
+            self.console,
+            self.rate.total,
+            start=self.state.step,
+            evaluated=not self.state.pending,
+            tensorboard=self.options.tensorboard,
+            silent=not distributed.is_main(),
+        ) as report:
+            while True:
+                if self.state.pending:
+                    self._evaluate(report)
+                    meter.restart()
+                    if self._stops_early() or self.state.step >= self.rate.total:
+                        break
+                agreement.say(self.interrupts.received, time.monotonic() - self.saved_at > SAVE_SECONDS)
+                current_lr = self._step(batches, meter)
+                signal_number, time_to_save = agreement.hear()
+                ends_epoch = self.state.step % self.steps_per_epoch == 0
+                self.state.pending = self._evaluates(ends_epoch)
+                saves = bool(self.state.pending or ends_epoch or time_to_save or signal_number)
+                # The loss is looked at before each save, so that no checkpoint holds what is not finite.
+                if self.state.step % LOG_EVERY == 0 or saves:
+                    self._report(report, meter, current_lr)
+                if saves:
+                    self._save_training()
+                if signal_number:
+                    raise self._interrupted(signal_number, f"after iteration {self.state.step}")
+        if distributed.is_main():
+            write_evaluation(self.folder, self.evaluation, self.val)
+            plot_run(self.folder)
+        return self.evaluation
+
+    def _prepare_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (*FILES, *CHECKPOINTS):
+            remove_temporaries(self.folder, name)
+        write_text_whole(self.folder / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+
+    def _announce(self, origin: str, lr: float) -> None:
+        options, optim = self.options, self.config.optim
+        processes = distributed.world_size()
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        where = f"{processes} processes on {self.device.type}" if processes > 1 else str(self.device)
+        if distributed.restarts():
+            origin = f"restart {distributed.restarts()} from {origin}"
+        self.console.print(
+            f"[bold]{self.config.recipe}[/] on {len(self.dataset)} pictures of {len(self.classes)} classes, "
+            f"evaluated on {len(self.val)}; {origin}; {trained / 1e6:.1f} M trained parameters; "
+            f"{where}, {options.precision}"
+        )
+        scaling = f"{optim.lr:g} for {optim.batch} images, scaled linearly" if optim.batch else "as given"
+        self.console.print(
+            f"learning rate {lr:g} for {options.batch} images a step ({scaling}); "
+            f"{self.rate.total} steps, {self.steps_per_epoch} an epoch"
+        )
+
+    def _step(self, batches: Iterator[Batch], meter: Meter) -> float:
+        """Do one step of the optimiser; return its learning rate."""
+        options = self.options
+        current_lr = self.rate.apply(self.optimizer, self.state.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(options.accumulate):
+            batch = meter.timed(batches)
+            with self._synchronised(part == options.accumulate - 1):
+                with autocast(self.device, options.precision):
+                    losses = self.trained(self.normalize(batch, options.channels_last))
                 total = torch.stack([value for name, value in losses.items() if "loss" in name]).sum()
-                scaler.scale(total / options.accumulate).backward()  # type: ignore[no-untyped-call]
-                meter.add(losses, total, len(batch))
-            if config.optim.clip_norm:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if average:
-                average.update(model)
-            state.step += 1
-            ends_epoch = state.step % steps_per_epoch == 0
-            finished = state.step == rate.total
-            position = state.step // steps_per_epoch if config.sched.unit == "epoch" else state.step
-            counts = ends_epoch or config.sched.unit == "iter"
-            evaluates = finished or bool(options.eval_every and counts and position % options.eval_every == 0)
-            saves = evaluates or ends_epoch or time.monotonic() - saved_at > SAVE_SECONDS
-            # The loss is looked at before each save, so that no checkpoint holds what is not finite.
-            if state.step % LOG_EVERY == 0 or saves:
-                epoch = state.step / steps_per_epoch
-                figures = {"epoch": round(epoch, 3), "lr": current_lr, **meter.read()}
-                report.training(
-                    state.step, f"epoch {math.ceil(epoch)}/{math.ceil(rate.total / steps_per_epoch)}", figures
-                )
-                if not math.isfinite(figures["loss"]):
-                    raise DetcliError(
-                        f"the loss is {figures['loss']} at iteration {state.step}; "
-                        "nothing after the last checkpoint was saved. Try a lower --lr, --clip 10, or --precision fp32."
-                    )
-            if evaluates:
-                evaluation = evaluate_model(
-                    evaluated,
-                    val,
-                    config,
-                    device,
-                    precision=options.precision,
-                    show=config.eval.show,
-                    advance=report.evaluating,
-                )
-                report.evaluation(state.step, evaluation.metrics)
-                meter.restart()
-                value = evaluation.metrics.get(primary_metric(model), -1.0)
-                state.stale = 0 if value > state.best else state.stale + 1
-                if value > state.best:
-                    state.best = value
-                    save("best.safetensors", with_training=False)
-            if saves:
-                save("last.safetensors", with_training=True)
-                saved_at = time.monotonic()
-            if evaluates and options.early_stop and state.stale >= options.early_stop and not finished:
-                console.print(f"stopped: no better {primary_metric(model)} in {state.stale} evaluations")
-                break
-    write_evaluation(folder, evaluation, val)
-    plot_run(folder)
-    return evaluation
+                self.scaler.scale(total / options.accumulate).backward()  # type: ignore[no-untyped-call]
+            meter.add(losses, total, batch.infos)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.optim.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip_norm, norm)
+        meter.add_norm(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.model)
+        self.state.step += 1
+        return current_lr
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of a part of a step: gradients are averaged over processes in the `last` only."""
+        if last or not isinstance(self.trained, DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[None] = self.trained.no_sync()
+        return context
+
+    def _evaluates(self, ends_epoch: bool) -> bool:
+        every, step = self.options.eval_every, self.state.step
+        by_epoch = self.config.sched.unit == "epoch"
+        position = step // self.steps_per_epoch if by_epoch else step
+        due = bool(every and (ends_epoch or not by_epoch) and position % every == 0)
+        return due or step >= self.rate.total
+
+    def _report(self, report: Reporter, meter: Meter, current_lr: float) -> None:
+        step = self.state.step
+        epoch = step / self.steps_per_epoch
+        figures = {"epoch": round(epoch, 3), "lr": current_lr, **meter.read(self.options.precision == "fp16")}
+        epochs = math.ceil(self.rate.total / self.steps_per_epoch)
+        report.training(step, f"epoch {math.ceil(epoch)}/{epochs}", figures)
+        if not (math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])):
+            self._refuse(meter)
+
+    def _refuse(self, meter: Meter) -> NoReturn:
+        """Stop for a loss or gradient that is not finite: name the pictures it came from and keep them."""
+        found = distributed.everyones(meter.not_finite())
+        back = min(steps for steps, _, _ in found)
+        guilty = [infos for steps, own, infos in found if steps == back and own]
+        infos = [info for part in guilty or [part for steps, _, part in found if steps == back] for info in part]
+        what = "loss" if guilty else "gradient"
+        place = self.folder / "not_finite"
+        if distributed.is_main():
+            write_batch(place, self.dataset, infos)
+        names = ", ".join(info.name for info in infos[:8]) + (f" and {len(infos) - 8} more" if len(infos) > 8 else "")
+        last = self.folder / "last.safetensors"
+        kept = f"{last} of iteration {self.saved_step} stays" if last.exists() else "nothing was saved yet"
+        raise DetcliError(
+            f"the {what} is not finite at iteration {self.state.step - back}, in the batch of {names} "
+            f"(drawn in {place}). The run stopped; {kept}. "
+            "Look for wrong boxes with `detcli data check`, or try a lower --lr, --clip 10 or --precision fp32."
+        )
+
+    def _evaluate(self, report: Reporter) -> None:
+        """Evaluate the last step, and save the checkpoint where it is the best so far."""
+        distributed.share_buffers(self.evaluated)
+
+        def advance(done: int, total: int) -> None:
+            report.evaluating(done, total)
+            if self.interrupts.received:
+                when = f"in the evaluation after iteration {self.state.step}"
+                raise self._interrupted(self.interrupts.received, when)
+
+        self.evaluation = evaluate_model(
+            self.evaluated,
+            self.val,
+            self.config,
+            self.device,
+            precision=self.options.precision,
+            show=self.config.eval.show,
+            advance=advance,
+        )
+        report.evaluation(self.state.step, self.evaluation.metrics)
+        value = self.evaluation.metrics.get(primary_metric(self.model), -1.0)
+        self.state.pending = False
+        self.state.stale = 0 if value > self.state.best else self.state.stale + 1
+        if value > self.state.best:
+            self.state.best = value
+            if distributed.is_main():
+                self._save("best.safetensors", None, None)
+        self._save_training()
+
+    def _stops_early(self) -> bool:
+        patience = self.options.early_stop
+        stops = bool(patience and self.state.stale >= patience and self.state.step < self.rate.total)
+        if stops:
+            metric = primary_metric(self.model)
+            self.console.print(f"stopped: no better {metric} in {self.state.stale} evaluations")
+        return stops
+
+    def _interrupted(self, number: int, when: str) -> Interrupted:
+        devices = distributed.world_size()
+        again = f"detcli train --resume {self.folder}" + (f" --devices {devices}" if devices > 1 else "")
+        return Interrupted(number, f"{when}; all of it is saved. Continue with `{again}`.")
+
+    def _save_training(self) -> None:
+        """Save all that the run needs to continue exactly; what is not the same in all processes is gathered."""
+        randoms = distributed.gathered(distributed.random_state())
+        if distributed.is_main():
+            header = {
+                "step": self.state.step,
+                "pending": self.state.pending,
+                "best": None if math.isinf(self.state.best) else self.state.best,
+                "stale": self.state.stale,
+                "scaler": self.scaler.state_dict(),
+                "ema_updates": self.average.updates if self.average else 0,
+            }
+            tensors: dict[str, Tensor] = {}
+            for rank, states in enumerate(randoms):
+                tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
+            for index, values in self.optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{index}.{name}"] = value
+            tensors |= {f"buffer.{name}": value for name, value in _unsaved_buffers(self.model).items()}
+            if self.average:
+                tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            self._save("last.safetensors", header, tensors)
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def _save(self, name: str, training: dict[str, Any] | None, tensors: dict[str, Tensor] | None) -> None:
+        weights = self.evaluated.state_dict()
+        save_checkpoint(
+            self.folder / name, weights, self.config, self.classes, self.evaluation.metrics, training, tensors
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from what `_save_training` wrote."""
+        header = checkpoint.training
+        assert header is not None
+        tensors = checkpoint.training_tensors()
+        weights = checkpoint.weights()
+        if self.average:
+            load_weights(self.average.model, weights, str(checkpoint.path))
+            self.average.updates = header["ema_updates"]
+            weights = _below("model.", tensors) or weights
+        load_weights(self.model, weights, str(checkpoint.path))
+        buffers = dict(self.model.named_buffers())
+        for name, value in _below("buffer.", tensors).items():
+            buffers[name].copy_(value)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below("optimizer.", tensors).items():
+            index, key = name.split(".", 1)
+            states.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if header["scaler"]:
+            self.scaler.load_state_dict(header["scaler"])
+        self.state.step, self.state.pending, self.state.stale = header["step"], header["pending"], header["stale"]
+        self.state.best = -math.inf if header["best"] is None else header["best"]
+        self.evaluation.metrics = dict(checkpoint.metrics)
+        states_of_this_rank = _below(f"random.{distributed.rank()}.", tensors)
+        if states_of_this_rank:
+            distributed.set_random_state(states_of_this_rank)
+        else:  # the run had fewer processes
+            torch.manual_seed(hash((self.options.seed, self.state.step, distributed.rank())))
 
 
 class Meter:
@@ -201,8 +404,9 @@ class Meter:
     def restart(self) -> None:
         """Forget what was added and start the clock again."""
         self.sums: dict[str, Tensor] = {}
-        self.parts = 0
-        self.images = 0
+        self.totals: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.infos: list[list[ImageInfo]] = []
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -213,26 +417,75 @@ class Meter:
         self.waited += time.perf_counter() - started
         return batch
 
-    def add(self, losses: dict[str, Tensor], total: Tensor, images: int) -> None:
-        """Add the losses of one forward pass."""
+    def add(self, losses: dict[str, Tensor], total: Tensor, infos: list[ImageInfo]) -> None:
+        """Add the losses of one forward pass over the pictures `infos`."""
         for name, value in {"loss": total, **losses}.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.parts += 1
-        self.images += images
+        self.totals.append(total.detach().float())
+        self.infos.append(infos)
 
-    def read(self) -> dict[str, float]:
-        """Return mean losses, images/s, the share of time waiting for data and peak memory in GB; then restart."""
-        values = torch.stack(list(self.sums.values())).div(self.parts).tolist()
+    def add_norm(self, norm: Tensor) -> None:
+        """Add the norm of the gradient of a step."""
+        self.norms.append(norm.detach())
+
+    def read(self, skips: bool) -> dict[str, float]:
+        """Return means since the last `restart`, then restart, though what `not_finite` tells stays.
+
+        The figures are losses and the norm of the gradient, both over all processes, images/s of all, the share of
+        time waiting for data and peak memory in GB. With `skips`, steps without a finite gradient were not taken, and
+        do not count unless there is no other.
+        """
+        sums = reduce_mean(torch.stack(list(self.sums.values())).div(len(self.totals)))
+        values = torch.cat([sums, torch.stack(self.totals), torch.stack(self.norms).float()]).tolist()
+        means, rest = values[: len(sums)], values[len(sums) :]
+        self.read_totals, self.read_norms = rest[: len(self.totals)], rest[len(self.totals) :]
+        self.read_infos = self.infos
+        norms = [norm for norm in self.read_norms if math.isfinite(norm) or not skips]
         elapsed = max(time.perf_counter() - self.started, 1e-9)
+        images = sum(map(len, self.infos)) * distributed.world_size()
         figures = {
-            **dict(zip(self.sums, values, strict=True)),
-            "images_per_second": self.images / elapsed,
+            **dict(zip(self.sums, means, strict=True)),
+            "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+            "images_per_second": images / elapsed,
             "data_share": self.waited / elapsed,
             "memory_gb": memory_in_use(self.device) / 1e9,
         }
         self.restart()
         return figures
+
+    def not_finite(self) -> tuple[int, bool, list[ImageInfo]]:
+        """Return where in the figures that were last read the first number is that is not finite.
+
+        How many steps before the last; whether it is the loss of this process; and the pictures it came from, the
+        whole batch of this process where it is the gradient.
+        """
+        steps, parts = len(self.read_norms), len(self.read_totals) // len(self.read_norms)
+        for step, norm in enumerate(self.read_norms):
+            own = range(step * parts, (step + 1) * parts)
+            bad = [part for part in own if not math.isfinite(self.read_totals[part])]
+            if bad or not math.isfinite(norm):
+                infos = [info for part in bad or own for info in self.read_infos[part]]
+                return steps - 1 - step, bool(bad), infos
+        return steps, False, []
+
+
+def starting_point(place: Path) -> tuple[RunConfig, Checkpoint | None]:
+    """Return the config of the run at `place`, a folder or a checkpoint, and the checkpoint it continues from.
+
+    There is none when the run was stopped before it wrote one: it starts again. Raises `UsageError` when there is no
+    run or the checkpoint holds no training state.
+    """
+    last = place / "last.safetensors" if place.is_dir() else place
+    if place.is_dir() and not last.exists():
+        written = place / "config.json"
+        if not written.exists():
+            raise UsageError(f"{place} holds no run to continue. Start one with `detcli train MODEL --out {place}`.")
+        return load(json.loads(written.read_text())), None
+    checkpoint = open_checkpoint(last)
+    if checkpoint.training is None:
+        raise UsageError(f"{last} holds no training state. Resume from the run's last.safetensors.")
+    return checkpoint.config, checkpoint
 
 
 def free_folder(folder: Path, overwrite: bool) -> None:
@@ -247,11 +500,9 @@ def free_folder(folder: Path, overwrite: bool) -> None:
             f"{folder} already holds a run. Continue it with `detcli train --resume {folder}`, "
             "choose another --out, or replace it with --overwrite."
         )
-    for name in ("config.json", "metrics.json", "metrics.jsonl", "results.json", "losses.png", "ap.png"):
+    for name in (*FILES, *CHECKPOINTS):
         (folder / name).unlink(missing_ok=True)
-    for name in ("best.safetensors", "last.safetensors"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("pictures", "tensorboard"):
+    for name in FOLDERS:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder / name)
 
@@ -277,58 +528,12 @@ def _compile(model: torch.nn.Module, device: torch.device) -> None:
             part.compile(dynamic=False if device.type == "cpu" else None)
 
 
-def _training_state(
-    state: State,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    raw: torch.nn.Module | None,
-    average: MovingAverage[Any] | None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header = {
-        "step": state.step,
-        "best": None if math.isinf(state.best) else state.best,
-        "stale": state.stale,
-        "scaler": scaler.state_dict(),
-        "ema_updates": average.updates if average else 0,
-    }
-    tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-    if raw is not None:
-        tensors |= {f"model.{name}": value for name, value in raw.state_dict().items()}
-    return header, tensors
+def _unsaved_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that are not part of the state dict, such as moving averages that only training needs."""
+    saved = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
-def _restore(
-    checkpoint: Checkpoint,
-    model: torch.nn.Module,
-    average: MovingAverage[Any] | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> State:
-    header = checkpoint.training
-    assert header is not None
-    tensors = checkpoint.training_tensors()
-    weights = checkpoint.weights()
-    if average:
-        load_weights(average.model, weights, str(checkpoint.path))
-        average.updates = header["ema_updates"]
-        raw = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        weights = raw or weights
-    load_weights(model, weights, str(checkpoint.path))
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    if header["scaler"]:
-        scaler.load_state_dict(header["scaler"])
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    return State(header["step"], -math.inf if header["best"] is None else header["best"], header["stale"])
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detcli.files import write_text_whole
+
 ROWS = {"box": "boxes", "mask": "masks", "prop": "proposals"}
 FAMILIES = {"AP": "Average precision (percent)", "AR": "Average recall (percent)"}
 
@@ -36,7 +38,7 @@ def write_metrics(
 ) -> None:
     """Write metrics.json: every metric by its name, in percent, and `per_class` and `notes`."""
     content: dict[str, Any] = {**metrics, "per_class": per_class, "notes": list(dict.fromkeys(notes))}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _figures(family: str, title: str, metrics: dict[str, float]) -> Table:

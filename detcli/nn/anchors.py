@@ -17,7 +17,8 @@ class AnchorGenerator:
     scales_per_octave) (Lin et al. 2017, RetinaNet, section 4). `center_offset` is the place of an anchor in
     its cell, in base sizes. `order` says which varies slowest at one location: ``ratio`` as in MMDetection,
     ``scale`` as in Detectron. `legacy` makes the whole-pixel anchors of MMDetection 1.x, whose boxes contain
-    their last pixel.
+    their last pixel. `whole_pixels` is torchvision's way: sides are cut to whole pixels, corners rounded, and the
+    strides are those of `grid_strides`.
     """
 
     def __init__(
@@ -32,17 +33,22 @@ class AnchorGenerator:
         center_offset: float = 0.0,
         order: Literal["ratio", "scale"] = "ratio",
         legacy: bool = False,
+        whole_pixels: bool = False,
     ) -> None:
         self.strides = tuple(strides)
+        self.whole_pixels = whole_pixels
         if octave_base_scale is not None:
             scales = [octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)]
         self.num_base_anchors = len(ratios) * len(scales)
         sides = torch.tensor(base_sizes or strides, dtype=torch.float32)
         roots = torch.tensor(ratios, dtype=torch.float32).sqrt()
         factors = torch.tensor(scales, dtype=torch.float32)
+        factors = factors.expand(len(sides), -1)
+        if whole_pixels:
+            factors = (sides[:, None] * factors).floor() / sides[:, None]
         # [level, ratio, scale], then the two last in the order asked for
-        widths = (sides[:, None] / roots)[:, :, None] * factors
-        heights = (sides[:, None] * roots)[:, :, None] * factors
+        widths = (sides[:, None] / roots)[:, :, None] * factors[:, None]
+        heights = (sides[:, None] * roots)[:, :, None] * factors[:, None]
         shapes = torch.stack([widths, heights], dim=-1)
         if order == "scale":
             shapes = shapes.transpose(1, 2)
@@ -51,7 +57,7 @@ class AnchorGenerator:
         centers = center_offset * (sides - pixel)[:, None, None]
         half = 0.5 * (shapes - pixel)
         base = torch.cat([centers - half, centers + half], dim=-1)
-        self.base_anchors = base.round() if legacy else base
+        self.base_anchors = base.round() if legacy or whole_pixels else base
         self._cache: dict[tuple[tuple[tuple[int, int], ...], torch.device], list[Tensor]] = {}
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
@@ -63,24 +69,44 @@ class AnchorGenerator:
         if key not in self._cache:
             if len(self._cache) >= 16:  # multi-scale training meets many sizes
                 self._cache.clear()
+            strides = grid_strides(sizes, self.strides, self.whole_pixels)
             with torch.inference_mode(False):  # training may follow a prediction
                 self._cache[key] = [
                     (_grid(size, stride, 0.0, device).repeat(1, 2)[:, None] + base.to(device)).flatten(0, 1)
-                    for size, stride, base in zip(sizes, self.strides, self.base_anchors, strict=True)
+                    for size, stride, base in zip(sizes, strides, self.base_anchors, strict=True)
                 ]
         return self._cache[key]
 
 
 class PointGenerator:
-    """One point for every location of every pyramid level, `offset` strides into its cell."""
+    """One point for every location of every pyramid level, `offset` strides into its cell.
 
-    def __init__(self, strides: Sequence[int], *, offset: float = 0.5) -> None:
+    `whole_pixels` is torchvision's way: the strides are those of `grid_strides`.
+    """
+
+    def __init__(self, strides: Sequence[int], *, offset: float = 0.5, whole_pixels: bool = False) -> None:
         self.strides = tuple(strides)
         self.offset = offset
+        self.whole_pixels = whole_pixels
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
         """Return the points [H*W,2] (x, y) of each level; `sizes` are the (H, W) of the feature maps."""
-        return [_grid(size, stride, self.offset, device) for size, stride in zip(sizes, self.strides, strict=True)]
+        strides = grid_strides(sizes, self.strides, self.whole_pixels)
+        return [_grid(size, stride, self.offset, device) for size, stride in zip(sizes, strides, strict=True)]
+
+
+def grid_strides(
+    sizes: Sequence[tuple[int, int]], strides: Sequence[float], whole_pixels: bool
+) -> list[tuple[float, float]]:
+    """Return the stride of each map along (y, x), in pixels; `sizes` are the maps' (H, W).
+
+    It is that of `strides`; with `whole_pixels`, how often the map's side goes into the image's (torchvision), which is
+    less where a map was rounded up. The image is as large as the first map says.
+    """
+    if not whole_pixels:
+        return [(stride, stride) for stride in strides]
+    height, width = (side * strides[0] for side in sizes[0])
+    return [(height // rows, width // columns) for rows, columns in sizes]
 
 
 def inside_images(
@@ -100,9 +126,9 @@ def inside_images(
     return torch.cat(levels, dim=1)
 
 
-def _grid(size: tuple[int, int], stride: float, offset: float, device: torch.device | str) -> Tensor:
+def _grid(size: tuple[int, int], stride: tuple[float, float], offset: float, device: torch.device | str) -> Tensor:
     """Return the (x, y) [H*W,2] of a feature map's locations, row by row, in pixels."""
     height, width = size
-    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
-    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride[0]
+    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride[1]
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)

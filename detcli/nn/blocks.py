@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn, ones
+from torch import distributed as dist
+from torch.autograd import Function
+from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 
 Norm: TypeAlias = Literal["bn", "syncbn", "gn"]
 
@@ -13,13 +17,51 @@ Norm: TypeAlias = Literal["bn", "syncbn", "gn"]
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """Return a normalisation layer for maps of `channels` channels; gn has 32 groups.
 
-    syncbn shares its statistics between processes on GPUs, and is bn where there is one process.
+    syncbn shares its statistics between processes, and is bn where there is one process.
     """
     if kind == "bn":
         return nn.BatchNorm2d(channels)
     if kind == "syncbn":
-        return nn.SyncBatchNorm(channels)
+        return SyncBatchNorm(channels)
     return nn.GroupNorm(32, channels)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes; torch's own module refuses to do it on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N,C,H,W] normalised; N,H,W may differ between processes."""
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked += 1
+        if x.is_cuda:
+            fused: Tensor = sync_batch_norm.apply(
+                x,
+                self.weight,
+                self.bias,
+                self.running_mean,
+                self.running_var,
+                self.eps,
+                self.momentum,
+                dist.group.WORLD,
+                dist.get_world_size(),
+            )
+            return fused
+        count = torch.tensor([float(x.numel() // x.shape[1])])
+        dist.all_reduce(count)
+        mean: Tensor = _Total.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight / (variance + self.eps).sqrt()
+        normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normalised
 
 
 def norm_name(kind: Norm) -> Literal["bn", "gn"]:
@@ -60,6 +102,7 @@ class ConvNorm(nn.Module):
         self.norm_name = None if norm == "none" else norm_name(norm)
         if norm != "none":
             self.add_module(norm_name(norm), make_norm(norm, out_channels))
+        self.conv_norms = () if norm == "none" else (("conv", norm_name(norm)),)
         self.relu = nn.ReLU(inplace=True) if relu else None
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         if self.conv.bias is not None:
@@ -108,3 +151,19 @@ def logit(probability: float) -> float:
     if 0 < probability < 1:
         return math.log(probability / (1 - probability))
     return -math.inf if probability <= 0 else math.inf
+
+
+class _Total(Function):
+    """The sum of a tensor over all processes; the gradient of each is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import IGNORED, AnchorAssigner
@@ -120,18 +119,22 @@ def assign_anchors(
 
 
 def select_candidates(
-    logits: Tensor, level_counts: Sequence[int], selection: Selection
+    logits: Tensor, level_counts: Sequence[int], selection: Selection, central: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what enters NMS: (scores, anchor index, label), each [N,K]; scores are 0 where there is no more.
 
-    logits [N,A,C] of all levels, `level_counts` of them each.
+    logits [N,A,C] of all levels, `level_counts` of them each. With centerness logits `central` [N,A], a score is the
+    square root of a class's probability times centerness.
     """
-    logit_threshold = logit(selection.score_threshold)
+    ranks, threshold = logits, logit(selection.score_threshold)
+    if central is not None:
+        ranks = (logits.float().sigmoid() * central.float().sigmoid()[..., None]).sqrt()
+        threshold = selection.score_threshold
     scores, indices, labels = [], [], []
     start = 0
-    for level in logits.split_with_sizes(list(level_counts), dim=1):
-        best, index, label = select_top(level, logit_threshold, selection.nms_pre)
-        scores.append(best.float().sigmoid())
+    for level in ranks.split_with_sizes(list(level_counts), dim=1):
+        best, index, label = select_top(level, threshold, selection.nms_pre)
+        scores.append(best.float().sigmoid() if central is None else best.clamp(min=0))
         indices.append(index + start)
         labels.append(label)
         start += level.shape[1]
@@ -168,12 +171,3 @@ def centerness(distances: Tensor) -> Tensor:
     left_top, right_bottom = distances[..., :2], distances[..., 2:]
     ratios = torch.minimum(left_top, right_bottom) / torch.maximum(left_top, right_bottom)
     return ratios.prod(-1).sqrt()
-
-
-def reduce_mean(value: Tensor) -> Tensor:
-    """Return the mean of a number over the processes of a distributed run; without one, the number."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return value
-    value = value.float() / dist.get_world_size()
-    dist.all_reduce(value)
-    return value

@@ -27,6 +27,7 @@ def resnet(
     norm: Literal["bn", "syncbn", "gn"] = "bn",
     norm_eval: bool = True,
     norm_trained: bool = True,
+    norm_eps: float = 1e-5,
     frozen_stages: int = 1,
     out_stages: tuple[int, ...] = (1, 2, 3, 4),
     strides: tuple[int, ...] = (1, 2, 2, 2),
@@ -36,7 +37,8 @@ def resnet(
 
     `style` is where a bottleneck strides: in its 3x3 (pytorch) or its first 1x1 (caffe). With `norm_eval`,
     batch norms keep their statistics in training; without `norm_trained`, norms keep their weights and
-    biases. `frozen_stages` stages and the stem before them are not trained at all; 0 trains everything.
+    biases; `norm_eps` is what they add to a variance. `frozen_stages` stages and the stem before them are not
+    trained at all; 0 trains everything.
     """
     num_stages = max(out_stages)
     stages = []
@@ -62,6 +64,7 @@ def resnet(
         frozen_stages=frozen_stages,
         norm_eval=norm_eval,
         norm_trained=norm_trained,
+        norm_eps=norm_eps,
     )
 
 
@@ -96,8 +99,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, convs: list[nn.Conv2d], stride: int, norm: Norm) -> None:
         super().__init__()
-        self.layers = [(f"conv{number}", f"{norm_name(norm)}{number}") for number in range(1, len(convs) + 1)]
-        for conv, (conv_key, norm_key) in zip(convs, self.layers, strict=True):
+        self.conv_norms = [(f"conv{number}", f"{norm_name(norm)}{number}") for number in range(1, len(convs) + 1)]
+        for conv, (conv_key, norm_key) in zip(convs, self.conv_norms, strict=True):
             self.add_module(conv_key, conv)
             self.add_module(norm_key, make_norm(norm, conv.out_channels))
         in_channels = convs[0].in_channels
@@ -111,14 +114,14 @@ class ResidualBlock(nn.Module):
     @property
     def last_norm(self) -> Any:
         """The norm that ends the residual branch."""
-        return getattr(self, self.layers[-1][1])
+        return getattr(self, self.conv_norms[-1][1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N,C',H/stride,W/stride] of x [N,C,H,W]."""
         shortcut = self.downsample(x) if self.downsample else x
-        for conv, norm in self.layers:
+        for conv, norm in self.conv_norms:
             x = getattr(self, norm)(getattr(self, conv)(x))
-            x = self.relu(x if norm != self.layers[-1][1] else x + shortcut)
+            x = self.relu(x if norm != self.conv_norms[-1][1] else x.add_(shortcut))
         return x
 
 
@@ -139,11 +142,13 @@ class ResNet(nn.Module):
         frozen_stages: int,
         norm_eval: bool,
         norm_trained: bool,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
         self.stem_norm = f"{norm_name(norm)}1"
+        self.conv_norms = (("conv1", self.stem_norm),)
         self.stage_names = [f"layer{stage}" for stage in range(1, len(stages) + 1)]
         self.out_names = [f"layer{stage}" for stage in out_stages]
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
@@ -163,6 +168,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_norm.weight)
             elif isinstance(module, _BatchNorm | nn.GroupNorm):
                 module.requires_grad_(norm_trained)
+                module.eps = norm_eps
         for module in self._frozen():
             module.requires_grad_(False)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detcli.nn.boxes import box_area
-from detcli.nn.roi_align import roi_align
+from detcli.nn.roi_align import pyramid_roi_align, roi_align
 
 
 def single_level(
@@ -54,12 +54,17 @@ class SingleLevelExtractor(nn.Module):
         features are [N,C,H/stride,W/stride], lowest level first; those above the last stride are not used.
         """
         levels = self.levels(rois[:, 1:])
+        scales = [1 / stride for stride in self.strides]
+        used = features[: len(self.strides)]
+        needs_gradient = torch.is_grad_enabled() and any(feature.requires_grad for feature in used)
+        if rois.device.type == "cpu" and not needs_gradient:
+            return pyramid_roi_align(used, levels, rois, self.output_size, scales, self.sampling_ratio, self.aligned)
         order = levels.argsort(stable=True)
         # The one device sync for all levels: how many RoIs each has.
         counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
         pooled = [
-            roi_align(feature.float(), part, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
-            for feature, stride, part in zip(features, self.strides, torch.split(rois[order], counts), strict=False)
+            roi_align(feature.float(), part, self.output_size, scale, self.sampling_ratio, self.aligned)
+            for feature, scale, part in zip(used, scales, torch.split(rois[order], counts), strict=True)
         ]
         return torch.cat(pooled)[order.argsort()]
 

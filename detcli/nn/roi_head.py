@@ -13,7 +13,7 @@ from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
 from detcli.nn.box_coders import DeltaBoxCoder
-from detcli.nn.losses import Loss
+from detcli.nn.losses import Loss, reduce_mean
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
 from detcli.nn.roi_extractor import SingleLevelExtractor
@@ -115,10 +115,21 @@ class BBoxHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,5]."""
-        hidden = self.extractor(features, rois).flatten(1)
+        hidden = self.extractor(features, rois)
         for layer in self.shared_fcs:
-            hidden = functional.relu(layer(hidden))
+            hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
+        hidden = hidden.flatten(1)
         return self.fc_cls(hidden), self.fc_reg(hidden).view(len(rois), self.num_classes, 4)
+
+    def prepare_detection(self) -> None:
+        """Make the first layer a convolution as large as the RoIs, which reads them as they lie in memory."""
+        dense = self.shared_fcs[0]
+        assert isinstance(dense, nn.Linear)
+        size = self.extractor.output_size
+        conv = nn.Conv2d(dense.in_features // size**2, dense.out_features, size, device="meta")
+        conv.weight = nn.Parameter(dense.weight.detach().view(conv.weight.shape), requires_grad=False)
+        conv.bias = dense.bias
+        self.shared_fcs[0] = conv
 
     def losses(self, features: Sequence[Tensor], samples: list[RoISample]) -> dict[str, Tensor]:
         """Return loss_cls and loss_bbox, both divided by the number of sampled RoIs."""
@@ -128,7 +139,7 @@ class BBoxHead(nn.Module):
         labels = torch.cat([sample.labels for sample in samples])
         positive = torch.cat([sample.positive for sample in samples])
         valid = torch.cat([sample.valid for sample in samples])
-        count = valid.sum().clamp(min=1)
+        count = reduce_mean(valid.sum(), least=1)
         # A negative reads the deltas of the last class; they have weight 0.
         predicted = deltas[torch.arange(len(labels), device=labels.device), labels.clamp(max=self.num_classes - 1)]
         if self.decode_before_loss:
@@ -172,8 +183,12 @@ class MaskHead(nn.Module):
         hidden = self.extractor(features, rois)
         for conv in self.convs:
             hidden = conv(hidden)
-        logits: Tensor = self.conv_logits(functional.relu(self.upsample(hidden)))
-        return logits[torch.arange(len(rois), device=rois.device), labels]
+        hidden = functional.relu(self.upsample(hidden), inplace=True)
+        # Of the 1x1 convolution, only the output of each RoI's own class.
+        weight = self.conv_logits.weight.flatten(1)[labels]
+        assert self.conv_logits.bias is not None
+        logits = hidden.permute(0, 2, 3, 1).flatten(1, 2) @ weight[..., None]
+        return logits.view(len(rois), *hidden.shape[-2:]) + self.conv_logits.bias[labels, None, None]
 
     def losses(self, features: Sequence[Tensor], samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
         """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
@@ -192,7 +207,7 @@ class MaskHead(nn.Module):
             index = sample.gt_index.clamp(min=0)
             goals.append(crop_masks(target.masks, sample.boxes, index, logits.shape[-1]))
         pixels = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
-        return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / weight.sum().clamp(min=1)}
+        return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / reduce_mean(weight.sum(), least=1)}
 
 
 class RoIHead(nn.Module):
@@ -221,7 +236,10 @@ class RoIHead(nn.Module):
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls, loss_bbox and, with a mask head, loss_mask; proposals are [P,4] for each image."""
         assert batch.targets is not None
-        samples = [self._sample(boxes, target) for boxes, target in zip(proposals, batch.targets, strict=True)]
+        samples = [
+            self._sample(boxes, target, seed)
+            for boxes, target, seed in zip(proposals, batch.targets, batch.each_seed(), strict=True)
+        ]
         losses = self.bbox_head.losses(features, samples)
         if self.mask_head is not None:
             losses |= self.mask_head.losses(features, samples, batch.targets)
@@ -250,7 +268,7 @@ class RoIHead(nn.Module):
         return found
 
     @torch.no_grad()
-    def _sample(self, proposals: Tensor, target: Target) -> RoISample:
+    def _sample(self, proposals: Tensor, target: Target, seed: Tensor | None = None) -> RoISample:
         """Choose the RoIs of one image that are trained, and match them with objects."""
         assignment = self.assigner(proposals, target, [len(proposals)], None)
         boxes = proposals
@@ -261,7 +279,7 @@ class RoIHead(nn.Module):
                 torch.cat([own, assignment.gt_index]),
                 torch.cat([torch.ones_like(own).float(), assignment.iou]),
             )
-        sample = self.sampler(assignment)
+        sample = self.sampler(assignment, seed)
         boxes = boxes[sample.index]
         # Index -1, the negatives', reads the row that is appended.
         objects = torch.cat([target.boxes, boxes.new_zeros(1, 4)])[sample.gt_index]

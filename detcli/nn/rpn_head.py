@@ -14,7 +14,7 @@ from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import AnchorAssigner
 from detcli.nn.blocks import normal_init
 from detcli.nn.box_coders import DeltaBoxCoder
-from detcli.nn.losses import Loss
+from detcli.nn.losses import Loss, reduce_mean
 from detcli.nn.postprocess import batched_nms
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
@@ -48,6 +48,7 @@ def rpn_head(
     anchor_scales: tuple[float, ...],
     anchor_ratios: tuple[float, ...],
     anchor_border: int | None,
+    whole_pixels: bool = False,
     assigner: PartConfig,
     sampler: PartConfig,
     loss_cls: PartConfig,
@@ -61,12 +62,12 @@ def rpn_head(
     """Return the head for maps of `in_channels` and `strides`.
 
     Its convolution has `channels` outputs (None: `in_channels`). Anchors have the areas (stride x scale)^2
-    and heights of `anchor_ratios` times their width.
+    and heights of `anchor_ratios` times their width; for `whole_pixels` see `AnchorGenerator`.
     """
     return RPNHead(
         in_channels,
         channels or in_channels,
-        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios),
+        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios, whole_pixels=whole_pixels),
         DeltaBoxCoder(clamp_below=clamp_below),
         build("assigners", assigner),
         build("samplers", sampler),
@@ -139,8 +140,8 @@ class RPNHead(nn.Module):
         counts = [len(level) for level in outputs.anchors]
         samples, objects = [], []
         trained = self._trained(anchors, outputs.grid_sizes, batch.sizes)
-        for target, taking_part in zip(batch.targets, trained, strict=True):
-            sample = self.sampler(self.assigner(anchors, target, counts, taking_part))
+        for target, seed, taking_part in zip(batch.targets, batch.each_seed(), trained, strict=True):
+            sample = self.sampler(self.assigner(anchors, target, counts, taking_part), seed)
             samples.append(sample)
             # A negative has index -1 and aims at its own anchor: finite deltas, of weight 0.
             candidates = anchors[sample.index]
@@ -153,7 +154,7 @@ class RPNHead(nn.Module):
         if self.divisor == "capacity":
             divisor: Tensor | float = self.sampler.num * len(batch)
         else:
-            divisor = positive.sum(1).clamp(min=1).sum() + (valid & ~positive).sum(1).clamp(min=1).sum()
+            divisor = reduce_mean(positive.sum(1).clamp(min=1).sum() + (valid & ~positive).sum(1).clamp(min=1).sum())
         logits = torch.cat(outputs.logits, dim=1).gather(1, index)
         deltas = torch.cat(outputs.deltas, dim=1).gather(1, index[..., None].expand(*index.shape, 4))
         goals = self.box_coder.encode(anchors[index], torch.stack(objects))

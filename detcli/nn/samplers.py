@@ -41,13 +41,16 @@ class RandomSampler:
     add_gt: bool = False
     negative_ratio: float = -1
 
-    def __call__(self, assignment: Assignment) -> Sample:
-        """Return K = min(num, candidates) rows; draws from torch's generator of the device."""
+    def __call__(self, assignment: Assignment, seed: Tensor | None = None) -> Sample:
+        """Return K = min(num, candidates) rows, drawn from the image's own `seed`, int64, or from torch's generator.
+
+        With a seed, the draw is the same on every device and in any number of processes.
+        """
         gt_index = assignment.gt_index
         count = len(gt_index)
         limit = min(int(self.num * self.positive_fraction), count)
         total = min(self.num, count)
-        order = torch.rand(count, device=gt_index.device)
+        order = torch.rand(count, device=gt_index.device) if seed is None else uniform(seed, count)
         positives, is_positive = _first(gt_index >= 0, order, limit)
         negatives, is_negative = _first(gt_index == NEGATIVE, order, total)
 
@@ -63,6 +66,24 @@ class RandomSampler:
         positive = valid[kept] & (kept < limit)
         index = index[kept]
         return Sample(index, positive, valid[kept], torch.where(positive, gt_index[index], NEGATIVE), limit)
+
+
+def uniform(seed: Tensor, count: int) -> Tensor:
+    """Return numbers [count] in 0..1 that depend on `seed`, a scalar int64, and their position alone.
+
+    The counter is mixed by two rounds of multiplication and shifts (Salmon et al. 2011, "Parallel random numbers: as
+    easy as 1, 2, 3", on counter-based generators; the constants are lowbias32's of Wellons 2018).
+    """
+    low = 0xFFFFFFFF
+    position = torch.arange(count, device=seed.device)
+    mixed = seed
+    for term in (seed >> 32, position):
+        mixed = (mixed + term * 0x9E3779B9) & low
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            mixed = ((mixed ^ (mixed >> shift)) * factor) & low
+        mixed = mixed ^ (mixed >> 16)
+    # 24 bits are what float32 holds exactly.
+    return (mixed >> 8).float() / 2**24
 
 
 def random(*, num: int, positive_fraction: float, add_gt: bool = False, negative_ratio: float = -1) -> RandomSampler:

@@ -25,12 +25,12 @@ from detcli.nn.dense_heads import (
     flatten_maps,
     init_dense_head,
     map_sizes,
-    reduce_mean,
     select_candidates,
     select_detections,
 )
 from detcli.nn.detector import SingleStageDetector
 from detcli.nn.losses import Loss as LossFunction
+from detcli.nn.losses import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections
@@ -112,7 +112,7 @@ class ATSSHead(nn.Module):
                 boxes.flatten(0, 1),
                 targets.boxes.flatten(0, 1),
                 central_goals.flatten(),
-                reduce_mean(central_goals.sum()).clamp(min=1),
+                reduce_mean(central_goals.sum(), least=1),
             ),
             "loss_centerness": self.loss_centerness(
                 central.flatten(), central_goals.flatten(), targets.positive.flatten().float(), num_positive

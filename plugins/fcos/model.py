@@ -28,12 +28,12 @@ from detcli.nn.dense_heads import (
     flatten_maps,
     init_dense_head,
     map_sizes,
-    reduce_mean,
     select_candidates,
     select_detections,
 )
 from detcli.nn.detector import SingleStageDetector
 from detcli.nn.losses import Loss as LossFunction
+from detcli.nn.losses import reduce_mean
 from detcli.plugin import Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections, Target
@@ -96,7 +96,7 @@ class FCOSHead(nn.Module):
         in_channels: int,
         feat_channels: int,
         num_classes: int,
-        strides: tuple[int, ...],
+        points: PointGenerator,
         assigner: PointAssigner,
         loss_cls: LossFunction,
         loss_bbox: LossFunction,
@@ -108,11 +108,12 @@ class FCOSHead(nn.Module):
         conv_bias: bool,
         norm_on_bbox: bool,
         centerness_on_reg: bool,
+        rank_by: Literal["class", "root"],
         prior_probability: float,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.points = PointGenerator(strides)
+        self.points = points
         self.box_coder = DistanceBoxCoder()
         self.assigner = assigner
         self.loss_cls = loss_cls
@@ -121,6 +122,7 @@ class FCOSHead(nn.Module):
         self.selection = selection
         self.norm_on_bbox = norm_on_bbox
         self.centerness_on_reg = centerness_on_reg
+        self.rank_by = rank_by
         bias: bool | Literal["auto"] = conv_bias or "auto"
         self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm, bias)
         self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm, bias)
@@ -128,7 +130,7 @@ class FCOSHead(nn.Module):
         self.conv_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.conv_reg = nn.Conv2d(channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in strides)
+        self.scales = nn.ModuleList(Scale() for _ in points.strides)
         init_dense_head(self, self.conv_cls, prior_probability)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +158,7 @@ class FCOSHead(nn.Module):
             distances.append(self.box_coder.encode(points, boxes))
         label = torch.stack(labels)
         positive = label < self.num_classes
-        num_positive = reduce_mean(positive.sum()).clamp(min=1)
+        num_positive = reduce_mean(positive.sum(), least=1)
 
         # Other points get fixed distances: their weight of 0 would not stop an infinite one.
         units = self._strides(levels) if self.norm_on_bbox else points.new_ones(len(points))
@@ -171,7 +173,7 @@ class FCOSHead(nn.Module):
                 self.box_coder.decode(origin, predicted).flatten(0, 1),
                 self.box_coder.decode(origin, goals).flatten(0, 1),
                 central_goals.flatten(),
-                reduce_mean(central_goals.sum()).clamp(min=1e-6),
+                reduce_mean(central_goals.sum(), least=1e-6),
             ),
             "loss_centerness": self.loss_centerness(
                 central.flatten(), central_goals.flatten(), positive.flatten().float(), num_positive
@@ -180,11 +182,15 @@ class FCOSHead(nn.Module):
 
     @torch.no_grad()
     def detect(self, features: Sequence[Tensor], batch: Batch) -> list[Detections]:
-        """Return the detections of each image; class scores are multiplied by centerness before NMS."""
+        """Return the detections of each image; centerness counts in their scores before NMS."""
         logits, raw, central = self(features)
         levels = self.points(map_sizes(features), logits.device)
-        scores, index, labels = select_candidates(logits, [len(level) for level in levels], self.selection)
-        scores = scores * central.gather(1, index).float().sigmoid()
+        counts = [len(level) for level in levels]
+        if self.rank_by == "root":
+            scores, index, labels = select_candidates(logits, counts, self.selection, central)
+        else:
+            scores, index, labels = select_candidates(logits, counts, self.selection)
+            scores = scores * central.gather(1, index).float().sigmoid()
         distances = self._activate(raw.gather(1, index[..., None].expand(-1, -1, 4)).float())
         if self.norm_on_bbox:
             distances = distances * self._strides(levels)[index][..., None]
@@ -218,6 +224,9 @@ def fcos(
     center_radius: float = 1.5,
     norm_on_bbox: bool = False,
     centerness_on_reg: bool = False,
+    rank_by: Literal["class", "root"] = "class",
+    point_offset: float = 0.5,
+    whole_pixels: bool = False,
     loss_cls: Loss = "focal",
     loss_bbox: Loss = "iou",
     loss_centerness: Loss = {"name": "cross_entropy", "sigmoid": True},
@@ -230,8 +239,10 @@ def fcos(
     """Return FCOS; its head is as wide as the neck unless `feat_channels` says otherwise.
 
     `norm` is the normalisation in the head, `conv_bias` gives its convolutions a bias beside it;
-    `center_sampling` trains only points within `center_radius` strides of an object's centre. For the rest
-    see `PointAssigner`, `FCOSHead` and `Selection`.
+    `center_sampling` trains only points within `center_radius` strides of an object's centre. `rank_by` is what
+    candidates are chosen by: their class score, which is then multiplied by centerness, or the square root of that
+    product, which is then their score, too (torchvision). For the rest see `PointGenerator`, `PointAssigner`,
+    `FCOSHead` and `Selection`.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -239,7 +250,7 @@ def fcos(
         pyramid.out_channels,
         feat_channels or pyramid.out_channels,
         num_classes,
-        pyramid.strides,
+        PointGenerator(pyramid.strides, offset=point_offset, whole_pixels=whole_pixels),
         PointAssigner(pyramid.strides, regress_limits, center_radius if center_sampling else None),
         build("losses", loss_cls),
         build("losses", loss_bbox),
@@ -250,6 +261,7 @@ def fcos(
         conv_bias=conv_bias,
         norm_on_bbox=norm_on_bbox,
         centerness_on_reg=centerness_on_reg,
+        rank_by=rank_by,
         prior_probability=prior_probability,
     )
     return SingleStageDetector(body, pyramid, head)

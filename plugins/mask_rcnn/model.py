@@ -25,6 +25,7 @@ def mask_rcnn(
     anchor_scales: tuple[float, ...] = (8.0,),
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_border: int | None = None,
+    whole_pixels: bool = False,
     feat_channels: int | None = None,
     rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
     rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
@@ -53,8 +54,9 @@ def mask_rcnn(
     """Return the detector; the convolutions of both stages are `feat_channels` wide (None: as the neck).
 
     `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any
-    number); `clamp_below` limits how much smaller than its anchor or proposal a box can be, not only how much
-    larger; `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps.
+    number); `whole_pixels` has anchors lie as torchvision's do (see `AnchorGenerator`); `clamp_below` limits
+    how much smaller than its anchor or proposal a box can be, not only how much larger; `decode_before_loss`
+    gives `loss_bbox` boxes in pixels, for losses of overlaps.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -65,6 +67,7 @@ def mask_rcnn(
         anchor_scales=anchor_scales,
         anchor_ratios=anchor_ratios,
         anchor_border=anchor_border,
+        whole_pixels=whole_pixels,
         assigner=rpn_assigner,
         sampler=rpn_sampler,
         loss_cls=rpn_loss_cls,

@@ -23,6 +23,14 @@ DETECTRON2: dict[str, Any] = {
     "data": {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]},
 }
 
+# In a few hundred steps from random weights: a normalised head, anchors as wide as high, as the drawn shapes are, and
+# only those trained that fit an object well.
+DEMO = {
+    "demo": {
+        "model": {"norm": "gn", "ratios": (1.0,), "assigner": {"positive": 0.6, "negative": 0.5}},
+    }
+}
+
 
 def _iterations(length: int, drops: list[int]) -> dict[str, Any]:
     return {"unit": "iter", "length": length, "drops": drops, "warmup_iters": 1000}
@@ -34,8 +42,7 @@ plugin = Plugin(
     arxiv="1708.02002",
     models={"retinanet": Part(".model:retinanet", summary="anchors at every location and the focal loss")},
     recipes=[
-        # From random weights, a head without normalisation takes far longer to tell classes apart.
-        Recipe("retinanet", optim=OPTIM, under={"demo": {"model": {"norm": "gn"}}}, summary="as MMDetection trains it"),
+        Recipe("retinanet", optim=OPTIM, under=DEMO, summary="as MMDetection trains it"),
         Recipe(
             "retinanet_fp16",
             model="retinanet",

@@ -31,6 +31,7 @@ from detcli.nn.dense_heads import (
 )
 from detcli.nn.detector import SingleStageDetector
 from detcli.nn.losses import Loss as LossFunction
+from detcli.nn.losses import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections
@@ -73,7 +74,8 @@ class RetinaHead(nn.Module):
         self.selection = selection
         self.train_padding = train_padding
         self.normalizer_momentum = normalizer_momentum
-        self.normalizer = torch.tensor(INITIAL_NORMALIZER)
+        self.normalizer: Tensor
+        self.register_buffer("normalizer", torch.tensor(INITIAL_NORMALIZER), persistent=False)
         self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
         self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
         channels = feat_channels if stacked_convs else in_channels
@@ -120,9 +122,9 @@ class RetinaHead(nn.Module):
 
     def _divisor(self, targets: DenseTargets) -> Tensor:
         if self.normalizer_momentum is None:
-            return targets.num_positive()
-        momentum, num_positive = self.normalizer_momentum, targets.positive.sum().clamp(min=1)
-        self.normalizer = momentum * self.normalizer.to(num_positive.device) + (1 - momentum) * num_positive
+            return reduce_mean(targets.num_positive())
+        momentum, num_positive = self.normalizer_momentum, reduce_mean(targets.positive.sum(), least=1)
+        self.normalizer = momentum * self.normalizer + (1 - momentum) * num_positive
         return self.normalizer
 
 
@@ -138,6 +140,7 @@ def retinanet(
     scales_per_octave: int = 3,
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_order: Literal["ratio", "scale"] = "ratio",
+    whole_pixels: bool = False,
     assigner: Assigner = "max_iou",
     loss_cls: Loss = "focal",
     loss_bbox: Loss = "l1",
@@ -168,6 +171,7 @@ def retinanet(
             octave_base_scale=octave_base_scale,
             scales_per_octave=scales_per_octave,
             order=anchor_order,
+            whole_pixels=whole_pixels,
         ),
         DeltaBoxCoder(clamp_below=clamp_below),
         build("assigners", assigner),

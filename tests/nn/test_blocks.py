@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detcli.nn.blocks import ConvNorm, Scale, logit, make_norm, normal_init, xavier_init
+from detcli.nn.blocks import ConvNorm, Scale, SyncBatchNorm, logit, make_norm, normal_init, xavier_init
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_norms_have_the_published_constants():
 def test_synced_norm_of_one_process_is_batch_norm():
     x = torch.randn(4, 8, 5, 5)
     synced, plain = make_norm("syncbn", 8), make_norm("bn", 8)
-    assert isinstance(synced, nn.SyncBatchNorm)
+    assert isinstance(synced, SyncBatchNorm)
     torch.testing.assert_close(synced(x), plain(x))
     torch.testing.assert_close(synced.running_var, plain.running_var)
 

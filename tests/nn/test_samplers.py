@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from detcli.nn.assigners import IGNORED, NEGATIVE, Assignment
-from detcli.nn.samplers import random
+from detcli.nn.samplers import random, uniform
 
 
 def assignment(positives, negatives, ignored=0):
@@ -82,3 +82,20 @@ def test_seed_decides():
         torch.manual_seed(seed)
         draws.append(sampler(given).index.tolist())
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_seed_decides_what_is_drawn():
+    sampler = random(num=32, positive_fraction=0.25)
+    first, again, other = (sampler(assignment(50, 500), torch.tensor(seed)) for seed in (7, 7, 8))
+    assert torch.equal(first.index, again.index)
+    assert not torch.equal(first.index, other.index)
+
+
+def test_numbers_of_a_seed_are_even_and_unrelated():
+    many = torch.stack([uniform(torch.tensor(seed), 100_000) for seed in (0, 1, 2**31, 2**32 - 1)])
+    assert many.min() >= 0
+    assert many.max() < 1
+    shares = torch.stack([row.histc(10, 0, 1) for row in many]) / many.shape[1]
+    torch.testing.assert_close(shares, torch.full_like(shares, 0.1), rtol=0, atol=0.005)
+    rows = torch.cat([many[:, :-1], many[:, 1:]])  # neighbours, too
+    assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 0.02

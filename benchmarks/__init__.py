@@ -1,0 +1,1 @@
+"""How fast detcli is: `python -m benchmarks` measures and writes RESULTS.md."""
