@@ -32,3 +32,9 @@ def learn(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure speed and memory against other tools and write benchmarks/RESULTS.md; takes about half an hour."""
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill runs at 50 random points, continue them, and compare what they end with to a run that was left alone."""
+    session.run("pytest", "tests/engine/test_killed.py", *session.posargs, env={"DETCLI_CHAOS": "50"})

@@ -134,13 +134,14 @@ class RunConfig(Section):
     """The whole config of a run.
 
     `model` is ``{"name": ..., **arguments of the model's builder}``. `weights` are the starting weights:
-    ``imagenet`` (the backbone's), ``none``, or a checkpoint.
+    ``imagenet`` (the backbone's), ``none``, or a checkpoint, of which `reset_head` leaves out what depends on classes.
     """
 
     recipe: str
     sched_name: str = "1x"
     model: dict[str, Any]
     weights: str = "imagenet"
+    reset_head: bool = False
     input: InputConfig = InputConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()

@@ -22,6 +22,14 @@ def train(
     config: options.ConfigFile = None,
     settings: options.Settings = None,
     weights: options.Weights = "",
+    reset_head: Annotated[
+        bool,
+        typer.Option(
+            "--reset-head",
+            help="Of --weights, leave out the layers that depend on classes.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = False,
     lr: options.Lr = None,
     epochs: options.Epochs = None,
     iters: options.Iters = None,
@@ -97,6 +105,7 @@ def train(
 
     flags = options.given(
         weights=weights,
+        reset_head=reset_head or None,
         data__source=data,
         data__train=train,
         data__val=val,

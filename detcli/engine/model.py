@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,9 @@ from detcli.nn.weights import load_backbone, load_weights
 from detcli.registry import build, find
 from detcli.structures import Batch, ClassMap
 
+INPUT_KEYS = ("mean", "std", "channels")
+"""What weights and pictures must agree on."""
+
 
 def build_model(config: RunConfig, num_classes: int) -> Detector:
     """Return the model that `config` describes, for `num_classes` classes, with random weights."""
@@ -26,8 +32,10 @@ def build_model(config: RunConfig, num_classes: int) -> Detector:
 def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
     """Load the starting weights that `config.weights` names; return what was loaded, in words.
 
-    ``imagenet``: the backbone's, downloaded once; ``none``: nothing; otherwise a checkpoint for the same classes.
-    Raises `DetcliError` when the weights are not there or do not fit.
+    ``imagenet``: the backbone's, downloaded once; ``none``: nothing; otherwise a checkpoint for the same classes or,
+    with `config.reset_head`, for any: the layers that depend on classes then keep their random weights. Warns where
+    the checkpoint's pictures were normalised in another way. Raises `DetcliError` when the weights are not there or do
+    not fit.
     """
     if config.weights == "none":
         return "random weights"
@@ -39,13 +47,36 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
         load_backbone(model.backbone, url)
         return f"ImageNet weights of {backbone}"
     checkpoint = open_checkpoint(config.weights)
-    if checkpoint.classes.names != classes.names:
+    if checkpoint.classes.names != classes.names and not config.reset_head:
         raise DetcliError(
-            f"{checkpoint.path} was trained on other classes ({_few(checkpoint.classes.names)}) "
-            f"than those of the data ({_few(classes.names)})."
+            f"{checkpoint.path} was trained on other classes ({_few(checkpoint.classes.names)}) than those of the data "
+            f"({_few(classes.names)}). With --reset-head, only the layers that depend on classes start anew."
         )
-    load_weights(model, checkpoint.weights(), str(checkpoint.path))
-    return f"weights of {checkpoint.path}"
+    for key in INPUT_KEYS:
+        theirs, ours = getattr(checkpoint.config.input, key), getattr(config.input, key)
+        if theirs != ours:
+            warnings.warn(
+                f"{checkpoint.path} was trained with input.{key} {theirs}, this run has {ours}; "
+                f"`--set input.{key}={json.dumps(theirs)}` keeps the former",
+                stacklevel=2,
+            )
+    weights = checkpoint.weights()
+    if not config.reset_head:
+        load_weights(model, weights, str(checkpoint.path))
+        return f"weights of {checkpoint.path}"
+    anew = class_dependent(config)
+    weights = {name: value for name, value in weights.items() if name not in anew}
+    own = model.state_dict()
+    load_weights(model, weights | {name: own[name] for name in anew}, str(checkpoint.path))
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in own if name in anew)
+    return f"weights of {checkpoint.path}, but random ones for {', '.join(layers)}"
+
+
+def class_dependent(config: RunConfig) -> set[str]:
+    """Return the names of the tensors whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        few, more = (build_model(config, count).state_dict() for count in (2, 3))
+    return {name for name, value in few.items() if value.shape != more[name].shape}
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32") -> Detector:

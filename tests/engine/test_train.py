@@ -1,3 +1,4 @@
+import copy
 import json
 import resource
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from detcli.config import resolve
 from detcli.engine.checkpoint import open_checkpoint, save_checkpoint
-from detcli.engine.model import build_model
+from detcli.engine.model import build_model, initialise
 from detcli.engine.optimizer import LearningRate
 from detcli.engine.train import free_folder, starting_point, train
 from detcli.errors import DetcliError, UsageError
@@ -201,8 +202,49 @@ def test_early_stop_ends_a_run_that_does_not_improve(tmp_path, console):
 def test_weights_of_other_classes_are_refused_by_name(tmp_path, console):
     path = tmp_path / "pets.safetensors"
     save_checkpoint(path, {}, config_of(), ClassMap(("cat", "dog"), (1, 2)))
-    with pytest.raises(DetcliError, match=r"other classes \(cat, dog\) than those of the data \(circle, square"):
+    with pytest.raises(DetcliError, match=r"other classes \(cat, dog\) than .* \(circle, square, .*With --reset-head"):
         train(config_of(f"weights={path}"), tmp_path / "run", console)
+
+
+@pytest.mark.parametrize(
+    ("target", "anew"),
+    [
+        ("atss", {"bbox_head.atss_cls"}),
+        (
+            "mask_rcnn",
+            {f"roi_head.{name}" for name in ("bbox_head.fc_cls", "bbox_head.fc_reg", "mask_head.conv_logits")},
+        ),
+    ],
+)
+def test_reset_head_starts_only_the_layers_anew_that_depend_on_classes(tmp_path, target, anew):
+    config = config_of(target=target)
+    torch.manual_seed(0)
+    pets = ClassMap(("cat", "dog"), (1, 2))
+    pretrained = build_model(config, 2)
+    path = tmp_path / "pets.safetensors"
+    save_checkpoint(path, pretrained.state_dict(), config, pets)
+
+    config = config_of(f"weights={path}", "reset_head=true", target=target)
+    model = build_model(config, 4)
+    fresh = copy.deepcopy(model.state_dict())
+    told = initialise(model, config, ClassMap(("circle", "square", "triangle", "star"), (1, 2, 3, 4)))
+    loaded = {}
+    for name, value in model.state_dict().items():
+        layer = name.rpartition(".")[0]
+        theirs = fresh[name] if layer in anew else pretrained.state_dict()[name]
+        loaded[layer] = loaded.get(layer, True) and torch.equal(value, theirs)
+    assert all(loaded.values())
+    assert told.startswith(f"weights of {path}, but random ones for ")
+    assert set(told.partition(" for ")[2].split(", ")) == anew
+
+
+def test_another_normalisation_than_that_of_the_weights_is_pointed_out(tmp_path):
+    path = tmp_path / "shapes.safetensors"
+    config = config_of("input.mean=[1,2,3]")
+    model, classes = build_model(config, 1), ClassMap(("circle",), (1,))
+    save_checkpoint(path, model.state_dict(), config, classes)
+    with pytest.warns(UserWarning, match=r"was trained with input.mean \(1.0, 2.0, 3.0\), this run has \(123"):
+        initialise(model, config_of(f"weights={path}"), classes)
 
 
 def test_a_folder_with_a_run_is_not_overwritten_unasked(tmp_path):
