@@ -30,7 +30,7 @@ def learn(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed and memory against other tools and write benchmarks/RESULTS.md; takes about half an hour."""
+    """Measure speed and memory against other tools and write benchmarks/RESULTS.md; give it the machine alone."""
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -1,8 +1,13 @@
 """The row that every benchmark yields, and the table that rows become."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
+
+QUIET = 0.1
+"""The most cores that other processes may use while a round is measured, if the round is to count."""
 
 
 @dataclass(frozen=True)
@@ -10,7 +15,7 @@ class Row:
     """One figure beside the one that it is held against.
 
     `ours` and `theirs` are in `unit`; `ratio` is what `target` speaks of. A figure that could not be measured is None
-    and `note` says why. `met` is None where there is no target or nothing was measured.
+    and `note` says why. `met` is None where there is no target, nothing was measured, or other processes disturbed it.
     """
 
     name: str
@@ -72,6 +77,76 @@ def interleaved(functions: Sequence[Callable[[], object]], runs: int, warmup: in
     return [median(spent) for spent in times]
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of each of several functions in each round [functions][rounds], and the cores that others used."""
+
+    seconds: list[list[float]]
+    others: float | None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine was ours alone."""
+        return self.others is not None and self.others <= QUIET
+
+    def compare(self, name: str, ours: int, theirs: int, limit: float, note: str = "") -> Row:
+        """Return the row of two of the functions in ms; one that was disturbed has no verdict."""
+        mine, other = self.seconds[ours], self.seconds[theirs]
+        row = at_most(name, 1000 * median(mine), 1000 * median(other), "ms", limit)
+        ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
+        notes = [note, f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds"]
+        if self.quiet:
+            return replace(row, note="; ".join(part for part in notes if part))
+        used = "an unknown number of" if self.others is None else f"{self.others:.1f}"
+        notes.append(f"other processes used {used} cores")
+        return replace(row, met=None, note="; ".join(part for part in notes if part))
+
+
+def quiet_rounds(functions: Sequence[Callable[[], object]], wanted: int, tries: int) -> Rounds:
+    """Run the functions in turn until `wanted` rounds were quiet, `tries` rounds at most.
+
+    A round counts by what other processes did in it, never by its figures. Where too few were quiet, all count, and
+    `others` says how much was used beside them.
+    """
+    for function in functions:
+        function()
+    rounds: list[tuple[list[float], float | None]] = []
+    while len(rounds) < tries and sum(_is_quiet(others) for _, others in rounds) < wanted:
+        spent = []
+        busy, own, began = _busy(), _own(), perf_counter()
+        for function in functions:
+            started = perf_counter()
+            function()
+            spent.append(perf_counter() - started)
+        elapsed = perf_counter() - began
+        others = None if busy is None else max(0.0, (_busy() or 0.0) - busy - (_own() - own)) / elapsed
+        rounds.append((spent, others))
+    quiet = [item for item in rounds if _is_quiet(item[1])]
+    used = quiet if len(quiet) >= wanted else rounds
+    shares = [others for _, others in used if others is not None]
+    seconds = [list(column) for column in zip(*(spent for spent, _ in used), strict=True)]
+    return Rounds(seconds, sum(shares) / len(shares) if shares else None)
+
+
+def _is_quiet(others: float | None) -> bool:
+    return others is not None and others <= QUIET
+
+
+def _own() -> float:
+    """Return the processor seconds of this process and of its children that ended."""
+    return sum(os.times()[:4])
+
+
+def _busy() -> float | None:
+    """Return the processor seconds that the whole machine has used, or None where it does not say."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def figure(value: float | None) -> str:
     """Return `value` with three significant digits, or a dash."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -81,7 +156,9 @@ def verdict(row: Row) -> str:
     """Return a word for whether the row's target is met."""
     if row.ours is None:
         return "not measured"
-    return "" if row.met is None else "met" if row.met else "**not met**"
+    if row.met is None:
+        return "undecided" if row.target else ""
+    return "met" if row.met else "**not met**"
 
 
 def table(rows: Sequence[Row]) -> str:

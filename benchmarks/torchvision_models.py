@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, detection
 
-from benchmarks.report import Row, at_most, interleaved, table
+from benchmarks.report import Row, quiet_rounds, table
 from detcli.config import InputConfig
 from detcli.convert.torchvision import CLASSES, INPUT, convert, source
 from detcli.engine.device import Precision, autocast
@@ -208,7 +208,7 @@ def training_steps(name: str, state: dict[str, Tensor]) -> list[Callable[[], Non
     return [training_step(our_model, our_losses), training_step(their_model, their_losses)]
 
 
-def run(runs: int = 5) -> list[Row]:
+def run(wanted: int = 7, tries: int = 15) -> list[Row]:
     """Measure all models; detections must be the same."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -222,12 +222,12 @@ def run(runs: int = 5) -> list[Row]:
         reference = their_detection(theirs(name, state, DETECTION_SIZE), image)
         share = matched(plain(), reference())
         assert share >= 0.95, f"{name}: {share:.1%} of the detections are the same"
-        fp32, bf16, expected = (1000 * seconds for seconds in interleaved([plain, half, reference], runs))
         same = f"{share:.1%} of {len(reference()['boxes'])} detections the same"
-        rows.append(at_most(f"{name}: detect, fp32", fp32, expected, "ms", 0.8, same))
-        rows.append(at_most(f"{name}: detect, bf16", bf16, expected, "ms", 0.5, "torchvision in fp32"))
-        step, expected = (1000 * seconds for seconds in interleaved(training_steps(name, state), runs))
-        rows.append(at_most(f"{name}: training step, fp32", step, expected, "ms", 0.85))
+        rounds = quiet_rounds([plain, half, reference], wanted, tries)
+        rows.append(rounds.compare(f"{name}: detect, fp32", 0, 2, 0.8, same))
+        rows.append(rounds.compare(f"{name}: detect, bf16", 1, 2, 0.5, "torchvision in fp32"))
+        rounds = quiet_rounds(training_steps(name, state), wanted, tries)
+        rows.append(rounds.compare(f"{name}: training step, fp32", 0, 1, 0.85))
         print(table(rows[-3:]), flush=True)
     torch.set_num_threads(before)
     return rows
