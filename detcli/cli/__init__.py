@@ -103,7 +103,7 @@ def _report(error: Exception) -> int:
     if path := os.environ.get(LAUNCHERS_FILE):
         from detcli.engine.launch import report_to_launcher
 
-        report_to_launcher(Path(path), error, line)
+        report_to_launcher(Path(path), line)
     else:
         typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
     return status

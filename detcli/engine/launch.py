@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +53,9 @@ def launch(arguments: Sequence[str], processes: int, max_restarts: int, folder: 
         raise Interrupted(error.sigval, f"and told all {processes} processes; {where}") from None
 
 
-def report_to_launcher(path: Path, error: BaseException, message: str) -> None:
-    """Write the `error` of this process and its one-line `message` to the file where its launcher looks for it."""
-    extra = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}
+def report_to_launcher(path: Path, message: str) -> None:
+    """Write the one-line `message` of this process's error to the file where its launcher looks for it."""
+    extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
     path.write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
 
 

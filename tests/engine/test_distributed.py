@@ -54,9 +54,7 @@ def wait_for(path, process):
 @pytest.mark.parametrize(
     ("model", "steps", "settings"),
     [
-        ("retinanet", 20, []),
-        ("atss", 20, ["--set", "train.accumulate=2"]),
-        ("rpn", 20, []),
+        ("retinanet", 20, ["--set", "train.accumulate=2"]),
         # With random weights proposals are nearly ties, and after more steps rounding decides which are kept.
         ("mask_rcnn", 8, []),
     ],

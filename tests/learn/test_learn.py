@@ -1,6 +1,6 @@
 """Every method learns from random weights, through the command line.
 
-The short form learns four pictures by heart. DETCLI_LEARN=full trains the whole demo schedule and asks for the figures
+The short form learns two pictures by heart. DETCLI_LEARN=full trains the whole demo schedule and asks for the figures
 that a method must reach on scenes that it was not trained on.
 """
 
@@ -49,9 +49,10 @@ def learn(runs):
     """Return a function that trains a method and returns the figures that it is held to."""
     data = ["--data", "shapes"]
     if not FULL:
-        detcli("data", "synth", runs / "shapes", "--train", "4", "--val", "1")
+        detcli("data", "synth", runs / "shapes", "--train", "2", "--val", "1")
         pictures = runs / "shapes" / "annotations" / "instances_train.json"
-        data = ["--train", pictures, "--val", pictures, "--iters", "100", "--workers", "0", "--set", "data.flip=0"]
+        data = ["--train", pictures, "--val", pictures, "--iters", "100", "--batch", "2", "--workers", "0"]
+        data += ["--set", "data.flip=0", "--set", "optim.batch=2"]
 
     def run(method, *arguments):
         started = time.monotonic()
