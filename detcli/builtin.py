@@ -84,7 +84,7 @@ plugin = Plugin(
             "weights": "none",
             "sched": {
                 "unit": "iter",
-                "length": 750,
+                "length": 900,
                 "policy": "cosine",
                 "warmup": "linear",
                 "warmup_iters": 50,

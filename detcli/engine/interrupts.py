@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -48,5 +49,7 @@ class Interrupts:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._at = number, time.monotonic()
+            if number == signal.SIGINT and sys.stderr.isatty():
+                print("finishing this step; Ctrl-C again stops at once, without saving it", file=sys.stderr)
         elif number == signal.SIGINT and time.monotonic() - self._at > ECHO_SECONDS:
             raise KeyboardInterrupt

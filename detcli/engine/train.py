@@ -72,8 +72,10 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     try:
-        with distributed.joined(device), Interrupts() as interrupts:
-            return Run(config, folder, console, device, interrupts, resume).finish()
+        with distributed.joined(device):
+            run = Run(config, folder, console, device, resume)
+            with Interrupts() as interrupts:
+                return run.finish(interrupts)
     except OSError as error:
         if error.errno not in CANT_WRITE:
             raise
@@ -92,7 +94,6 @@ class Run:
         folder: Path,
         console: Console,
         device: torch.device,
-        interrupts: Interrupts,
         resume: Checkpoint | None,
     ) -> None:
         options = config.train
@@ -104,7 +105,7 @@ class Run:
                 f"x --accumulate {options.accumulate}). Try --batch {-(-options.batch // parts) * parts}."
             )
         self.config, self.options, self.folder, self.console = config, options, folder, console
-        self.device, self.interrupts = device, interrupts
+        self.device = device
         with torch.device("meta"):
             needs_masks = "mask" in build_model(config, 1).tasks
         self.dataset = open_dataset(config.data, "train", config.input, masks=needs_masks)
@@ -158,9 +159,13 @@ class Run:
             self._prepare_folder()
             self._announce(origin, lr)
 
-    def finish(self) -> Evaluation:
-        """Train to the end, evaluate and write what was found; return the last evaluation."""
+    def finish(self, interrupts: Interrupts) -> Evaluation:
+        """Train to the end, evaluate and write what was found; return the last evaluation.
+
+        Raises `Interrupted` at the end of a step in which `interrupts` received a signal.
+        """
         self.model.train()
+        self.interrupts = interrupts
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
         agreement = distributed.Agreement()
         meter = Meter(self.device)
