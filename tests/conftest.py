@@ -5,10 +5,10 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    """Hold torch to two threads in the tests that have imported it, since others may run beside them."""
+def one_thread():
+    """Hold torch to one thread in the tests that have imported it, since others run beside them."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(2)
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -293,8 +293,9 @@ def test_an_abandoned_iterator_leaves_no_process(loader: Callable[..., Loader]) 
 
 
 ORPHANS = """
-import os, sys, time
+import os, signal, sys, time
 from detcli.data.workers import WorkerPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 pools = [WorkerPool(str, 2), WorkerPool(str, 2)]
 runs = [pool.run(range(1000)) for pool in pools]
 for run in runs:
