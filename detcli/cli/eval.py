@@ -75,4 +75,4 @@ def eval(
     folder = out or found.path.parent / "eval"
     write_evaluation(folder, evaluation, dataset)
     show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
-    console.print(f"{folder}: metrics.json, results.json and pictures/", highlight=False)
+    console.print(f"{folder}: metrics.json, results.json and pictures/", highlight=False, markup=False, soft_wrap=True)

@@ -74,7 +74,7 @@ def predict(
             batch=batch,
             score=score,
             classes=classes or [],
-            warn=console.print,
+            warn=lambda message: console.print(message, markup=False, soft_wrap=True),
             advance=lambda: progress.advance(task),
         )
     print(f"{out}: {len(predicted.results)} detections in {len(predicted.images)} pictures, results.json")

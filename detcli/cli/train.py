@@ -169,4 +169,6 @@ def train(
     console.print(
         f"{folder}: checkpoints, metrics.json, metrics.jsonl, losses.png, ap.png and pictures/",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )

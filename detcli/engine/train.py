@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -218,13 +219,15 @@ class Run:
             origin = f"restart {distributed.restarts()} from {origin}"
         self.console.print(
             f"[bold]{self.config.recipe}[/] on {len(self.dataset)} pictures of {len(self.classes)} classes, "
-            f"evaluated on {len(self.val)}; {origin}; {trained / 1e6:.1f} M trained parameters; "
-            f"{where}, {options.precision}"
+            f"evaluated on {len(self.val)}; {escape(origin)}; {trained / 1e6:.1f} M trained parameters; "
+            f"{where}, {options.precision}",
+            soft_wrap=True,
         )
         scaling = f"{optim.lr:g} for {optim.batch} images, scaled linearly" if optim.batch else "as given"
         self.console.print(
             f"learning rate {lr:g} for {options.batch} images a step ({scaling}); "
-            f"{self.rate.total} steps, {self.steps_per_epoch} an epoch"
+            f"{self.rate.total} steps, {self.steps_per_epoch} an epoch",
+            soft_wrap=True,
         )
 
     def _step(self, batches: Iterator[Batch], meter: Meter) -> float:
