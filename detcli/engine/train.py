@@ -34,7 +34,7 @@ from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
 from detcli.errors import DetcliError, UsageError
 from detcli.files import remove_temporaries, write_text_whole
-from detcli.nn.losses import reduce_mean
+from detcli.nn.processes import reduce_mean
 from detcli.nn.weights import load_weights
 from detcli.structures import Batch, ImageInfo
 

@@ -11,6 +11,8 @@ from torch import distributed as dist
 from torch.autograd import Function
 from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 
+from detcli.nn.processes import process_count
+
 Norm: TypeAlias = Literal["bn", "syncbn", "gn"]
 
 
@@ -31,7 +33,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N,C,H,W] normalised; N,H,W may differ between processes."""
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training or process_count() == 1:
             return super().forward(x)
         assert self.momentum is not None
         assert self.num_batches_tracked is not None
@@ -48,7 +50,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
                 self.eps,
                 self.momentum,
                 dist.group.WORLD,
-                dist.get_world_size(),
+                process_count(),
             )
             return fused
         count = torch.tensor([float(x.numel() // x.shape[1])])

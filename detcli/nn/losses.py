@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional
 
 from detcli.nn.boxes import EPSILON, aligned_iou
@@ -40,20 +39,6 @@ class Loss:
         if avg_factor is None:
             return loss.mean() * self.factor
         return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) * self.factor
-
-
-def reduce_mean(value: Tensor, least: float = 0.0) -> Tensor:
-    """Return the mean of a number over the processes of a distributed run; without one, the number.
-
-    Their total counts as `least` where it is less. A loss divided by the mean over processes of its divisor is, once
-    gradients are averaged, that of one process with all the images.
-    """
-    processes = 1
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        processes = dist.get_world_size()
-        value = value.float() / processes
-        dist.all_reduce(value)
-    return value.clamp(min=least / processes) if least else value
 
 
 def focal(*, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0) -> Loss:

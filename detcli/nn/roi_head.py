@@ -13,9 +13,10 @@ from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
 from detcli.nn.box_coders import DeltaBoxCoder
-from detcli.nn.losses import Loss, reduce_mean
+from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
+from detcli.nn.processes import reduce_mean
 from detcli.nn.roi_extractor import SingleLevelExtractor
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig

@@ -14,8 +14,9 @@ from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import AnchorAssigner
 from detcli.nn.blocks import normal_init
 from detcli.nn.box_coders import DeltaBoxCoder
-from detcli.nn.losses import Loss, reduce_mean
+from detcli.nn.losses import Loss
 from detcli.nn.postprocess import batched_nms
+from detcli.nn.processes import reduce_mean
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
 from detcli.registry import build

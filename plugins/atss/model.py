@@ -30,7 +30,7 @@ from detcli.nn.dense_heads import (
 )
 from detcli.nn.detector import SingleStageDetector
 from detcli.nn.losses import Loss as LossFunction
-from detcli.nn.losses import reduce_mean
+from detcli.nn.processes import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections

@@ -29,7 +29,7 @@ def in_two_processes(tmp_path):
 
 def test_numbers_are_averaged(in_two_processes):
     in_two_processes("""
-from detcli.nn.losses import reduce_mean
+from detcli.nn.processes import reduce_mean
 assert reduce_mean(torch.tensor(3.0)) == 3
 join()
 value = torch.tensor(2 + 4 * rank)
