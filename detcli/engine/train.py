@@ -182,10 +182,9 @@ class Run:
         ) as report:
             while True:
                 if self.state.pending:
-                    self._evaluate(report)
+                    if self._evaluate(report):
+                        return self.evaluation
                     meter.restart()
-                    if self._stops_early() or self.state.step >= self.rate.total:
-                        break
                 agreement.say(self.interrupts.received, time.monotonic() - self.saved_at > SAVE_SECONDS)
                 current_lr = self._step(batches, meter)
                 signal_number, time_to_save = agreement.hear()
@@ -199,10 +198,6 @@ class Run:
                     self._save_training()
                 if signal_number:
                     raise self._interrupted(signal_number, f"after iteration {self.state.step}")
-        if distributed.is_main():
-            write_evaluation(self.folder, self.evaluation, self.val)
-            plot_run(self.folder)
-        return self.evaluation
 
     def _prepare_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -297,8 +292,8 @@ class Run:
             "Look for wrong boxes with `detcli data check`, or try a lower --lr, --clip 10 or --precision fp32."
         )
 
-    def _evaluate(self, report: Reporter) -> None:
-        """Evaluate the last step, and save the checkpoint where it is the best so far."""
+    def _evaluate(self, report: Reporter) -> bool:
+        """Evaluate the last step, save the best checkpoint so far and the training state; tell whether the run ends."""
         distributed.share_buffers(self.evaluated)
 
         def advance(done: int, total: int) -> None:
@@ -324,7 +319,13 @@ class Run:
             self.state.best = value
             if distributed.is_main():
                 self._save("best.safetensors", None, None)
+        ends = self._stops_early() or self.state.step >= self.rate.total
+        # Before the checkpoint says that nothing is pending: a run that is killed here is to write them when resumed.
+        if ends and distributed.is_main():
+            write_evaluation(self.folder, self.evaluation, self.val)
+            plot_run(self.folder)
         self._save_training()
+        return ends
 
     def _stops_early(self) -> bool:
         patience = self.options.early_stop

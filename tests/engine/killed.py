@@ -62,7 +62,8 @@ def run(folder: Path, workers: int, call: int, write: list[float] | None) -> int
     else:
         flags = {"data.source": "shapes", "data.workers": workers}
         config = resolve("atss", backbone="r18", sched="demo", settings=SETTINGS, flags=flags).config
-    if not (folder / "metrics.json").exists():
+    state = resume and resume.training
+    if not state or state["step"] < config.sched.length or state["pending"]:
         train(config, folder, Console(quiet=True), resume)
     sys.setprofile(None)
     return counted[0]
