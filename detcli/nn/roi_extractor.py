@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision import ops
 
 from detcli.nn.boxes import box_area
-from detcli.nn.roi_align import pyramid_roi_align, roi_align
+from detcli.nn.roi_align import pyramid_roi_align
 
 
 def single_level(
@@ -56,14 +57,13 @@ class SingleLevelExtractor(nn.Module):
         levels = self.levels(rois[:, 1:])
         scales = [1 / stride for stride in self.strides]
         used = features[: len(self.strides)]
-        needs_gradient = torch.is_grad_enabled() and any(feature.requires_grad for feature in used)
-        if rois.device.type == "cpu" and not needs_gradient:
+        if rois.device.type == "cpu":
             return pyramid_roi_align(used, levels, rois, self.output_size, scales, self.sampling_ratio, self.aligned)
         order = levels.argsort(stable=True)
         # The one device sync for all levels: how many RoIs each has.
         counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
         pooled = [
-            roi_align(feature.float(), part, self.output_size, scale, self.sampling_ratio, self.aligned)
+            ops.roi_align(feature.float(), part, self.output_size, scale, self.sampling_ratio, self.aligned)
             for feature, scale, part in zip(used, scales, torch.split(rois[order], counts), strict=True)
         ]
         return torch.cat(pooled)[order.argsort()]
