@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from detcli.nn.boxes import EPSILON, aligned_iou
 
+FOCAL_ROWS = 4096
+"""How many rows of logits the focal loss has in work at one time on a CPU, so that they stay in its cache."""
+
+Total: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, int]]
+"""Returns, of prediction, target and weight, the sum of the elements' losses times their weights, and their number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss of single elements, times `factor`, reduced to one number."""
+    """A loss of single elements, added up by `total` and reduced to one number, times `factor`."""
 
-    elements: Callable[[Tensor, Tensor], Tensor]
+    total: Total
     factor: float
 
     def __call__(
@@ -33,12 +41,23 @@ class Loss:
         `weight` [N] or of the elements' shape multiplies the elements. Their sum is divided by `avg_factor`
         or, without one, by their number, those of weight 0 included.
         """
-        loss = self.elements(pred.float(), target)
+        total, count = self.total(pred.float(), target, weight)
+        if avg_factor is None:
+            return total / count * self.factor
+        return total / (avg_factor + torch.finfo(torch.float32).eps) * self.factor
+
+
+def weighted_sum(elements: Callable[[Tensor, Tensor], Tensor]) -> Total:
+    """Return the `total` of a loss whose `elements` a function of prediction and target returns."""
+
+    def total(pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, int]:
+        loss = elements(pred, target)
+        count = loss.numel()
         if weight is not None:
             loss = loss * weight.reshape(weight.shape + (1,) * (loss.ndim - weight.ndim))
-        if avg_factor is None:
-            return loss.mean() * self.factor
-        return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) * self.factor
+        return loss.sum(), count
+
+    return total
 
 
 def focal(*, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0) -> Loss:
@@ -55,27 +74,27 @@ def cross_entropy(*, sigmoid: bool = False, weight: float = 1.0) -> Loss:
     Softmax: logits [N,C] for labels [N] in 0..C-1. With `sigmoid`, each logit by itself: of any shape for
     targets 0..1 of that shape, or [N,C] for labels [N] in 0..C, C for background.
     """
-    return Loss(_binary_cross_entropy if sigmoid else _cross_entropy, weight)
+    return Loss(weighted_sum(_binary_cross_entropy if sigmoid else _cross_entropy), weight)
 
 
 def smooth_l1(*, beta: float = 1.0, weight: float = 1.0) -> Loss:
     """Return |d| - beta/2 of differences d, or d²/(2 beta) where |d| < beta (Fast R-CNN, equation 3)."""
-    return Loss(partial(functional.smooth_l1_loss, beta=beta, reduction="none"), weight)
+    return Loss(weighted_sum(partial(functional.smooth_l1_loss, beta=beta, reduction="none")), weight)
 
 
 def l1(*, weight: float = 1.0) -> Loss:
     """Return the absolute difference."""
-    return Loss(partial(functional.l1_loss, reduction="none"), weight)
+    return Loss(weighted_sum(partial(functional.l1_loss, reduction="none")), weight)
 
 
 def iou(*, mode: Literal["log", "linear"] = "log", weight: float = 1.0) -> Loss:
     """Return -log IoU (Yu et al. 2016, UnitBox, equation 3) or 1 - IoU of boxes [N,4] xyxy, one by one."""
-    return Loss(partial(_iou, mode=mode), weight)
+    return Loss(weighted_sum(partial(_iou, mode=mode)), weight)
 
 
 def giou(*, weight: float = 1.0) -> Loss:
     """Return 1 - GIoU of boxes [N,4] xyxy, one by one (Rezatofighi et al. 2019, algorithm 2)."""
-    return Loss(_giou, weight)
+    return Loss(weighted_sum(_giou), weight)
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -83,11 +102,72 @@ def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
-def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    positive = _one_hot(target, pred.shape[1])
-    logits = torch.where(positive, pred, -pred)  # of what is true
-    balance = torch.where(positive, alpha, 1 - alpha)
-    return -balance * torch.sigmoid(-logits) ** gamma * functional.logsigmoid(logits)
+def _focal(pred: Tensor, target: Tensor, weight: Tensor | None, alpha: float, gamma: float) -> tuple[Tensor, int]:
+    total: Tensor = FocalSum.apply(pred, target, weight, alpha, gamma)
+    return total, pred.numel()
+
+
+class FocalSum(Function):
+    """The sum of focal losses with its gradient written out, for most logits are those of background.
+
+    All are taken for background, and the one in a row that may not be is put right. On a CPU no tensor as large as the
+    logits is made but their gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, alpha: float, gamma: float) -> Tensor:
+        """Return the sum over logits [N,C] for labels [N] in 0..C, C for background, rows times weight [N]."""
+        ctx.save_for_backward(logits, labels, weight)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        sums = [logits.new_zeros(())]
+        for rows in _blocks(logits):
+            loss = _balanced(_background, 1, logits[rows], labels[rows], alpha, gamma).sum(1)
+            sums.append(loss.sum() if weight is None else (loss * weight[rows]).sum())
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the logits."""
+        logits, labels, weight = ctx.saved_tensors
+        alpha, gamma = ctx.alpha, ctx.gamma
+        result = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            slope = _balanced(_background_slope, -1, logits[rows], labels[rows], alpha, gamma)
+            factor = gradient if weight is None else (gradient * weight[rows])[:, None]
+            torch.mul(slope, factor, out=result[rows])
+        return result, None, None, None, None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Return the rows that are in work at one time."""
+    size = FOCAL_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    return [slice(first, first + size) for first in range(0, len(logits), size)]
+
+
+def _balanced(
+    function: Callable[[Tensor, float], Tensor], sign: int, logits: Tensor, labels: Tensor, alpha: float, gamma: float
+) -> Tensor:
+    """Return [N,C] of `_background` or its slope where there is background, and of its mirror image where an object is.
+
+    `sign` is what mirroring the logits does to the function.
+    """
+    column = labels.clamp(0, logits.shape[1] - 1)[:, None]
+    is_object = ((labels >= 0) & (labels < logits.shape[1]))[:, None]
+    values = function(logits, gamma).mul_(1 - alpha)
+    own = sign * alpha * function(-logits.gather(1, column), gamma)
+    return values.scatter_(1, column, torch.where(is_object, own, values.gather(1, column)))
+
+
+def _background(logits: Tensor, gamma: float) -> Tensor:
+    """Return the focal loss of logits of what is not there, before its balance."""
+    return torch.sigmoid(logits).pow_(gamma).mul_(functional.softplus(logits))
+
+
+def _background_slope(logits: Tensor, gamma: float) -> Tensor:
+    """Return the derivative of `_background`."""
+    p = torch.sigmoid(logits)
+    return functional.softplus(logits).mul_(gamma).mul_(1 - p).add_(p).mul_(p.pow_(gamma))
 
 
 def _cross_entropy(pred: Tensor, target: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
+from detcli.nn import losses
 from detcli.nn.losses import cross_entropy, focal, giou, iou, l1, smooth_l1
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "data" / "losses.json.gz").read_bytes()))
@@ -52,6 +54,20 @@ def test_focal_as_detectron2(target):
     for x, expected in zip(table["x"], table[f"target{target}"], strict=True):
         value = focal()(torch.tensor([[x]]), torch.tensor([1 - target]))  # one class: label 1 is background
         assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5), (0.5, 0.0)])
+def test_focal_over_several_blocks_as_torchvision(monkeypatch, alpha, gamma):
+    monkeypatch.setattr(losses, "FOCAL_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(11, 3, generator=generator) * 4).requires_grad_()
+    labels, weight = torch.tensor([0, 3, 1, -1, 2, 3, 3, 0, 3, 1, 2]), torch.rand(11, generator=generator)
+    one_hot = (labels[:, None] == torch.arange(3)).float()
+    expected = 2 * (sigmoid_focal_loss(logits, one_hot, alpha, gamma) * weight[:, None]).sum() / 5
+    value = focal(alpha=alpha, gamma=gamma, weight=2.0)(logits, labels, weight, 5.0)
+    torch.testing.assert_close(value, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (value, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_focal_is_finite_at_large_logits():
