@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Literal
 
 import torch
@@ -10,6 +13,9 @@ import torch
 from detcli.errors import DetcliError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of options in glibc's malloc.h."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +45,21 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
             raise DetcliError(f"device {name!r} is not there: {there}. Try `--device cpu`.")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DetcliError("device 'mps' is not there on this machine. Try `--device cpu`.")
+    elif device.type == "cpu":
+        _keep_memory()
     return device
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep the memory of tensors up to 32 MiB for the next ones, where it is glibc.
+
+    By default it gives much of it back at once, and the system clears each page again in every step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

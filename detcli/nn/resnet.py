@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detcli.nn.blocks import Norm, make_norm, norm_name
+from detcli.nn.fold import conv_norm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -118,9 +119,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N,C',H/stride,W/stride] of x [N,C,H,W]."""
-        shortcut = self.downsample(x) if self.downsample else x
+        shortcut = conv_norm(self.downsample[0], self.downsample[1], x) if self.downsample else x
         for conv, norm in self.conv_norms:
-            x = getattr(self, norm)(getattr(self, conv)(x))
+            x = conv_norm(getattr(self, conv), getattr(self, norm), x)
             x = self.relu(x if norm != self.conv_norms[-1][1] else x.add_(shortcut))
         return x
 
@@ -174,7 +175,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps [N,C,H/stride,W/stride] of the out stages of images [N,3,H,W]."""
-        x = self.maxpool(self.relu(getattr(self, self.stem_norm)(self.conv1(images))))
+        x = self.maxpool(self.relu(conv_norm(self.conv1, getattr(self, self.stem_norm), images)))
         features = []
         for name in self.stage_names:
             x = getattr(self, name)(x)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from detcli.nn.blocks import ConvNorm
-from detcli.nn.fold import cast_weights, fold_norms, prepare_on_cpu
+from detcli.nn.fold import cast_weights, conv_norm, fold_norms, prepare_on_cpu
 from detcli.nn.resnet import resnet
 from detcli.registry import build
 from detcli.structures import Batch
@@ -49,6 +49,29 @@ def test_norms_in_training_mode_and_group_norms_stay():
     assert isinstance(fold_norms(training).bn, nn.BatchNorm2d)
     group = ConvNorm(4, 32, 3, norm="gn").eval()
     assert isinstance(fold_norms(group).gn, nn.GroupNorm)
+
+
+def test_norms_in_eval_mode_have_the_same_gradients_in_training():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False).double(), nn.BatchNorm2d(4).double().eval()
+    shake_norms(norm)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.double, requires_grad=True)
+    outputs = [conv_norm(conv, norm, x), norm(conv(x))]
+    torch.testing.assert_close(*outputs)
+    inputs = [x, conv.weight, norm.weight, norm.bias]
+    for gradients in zip(*(torch.autograd.grad(output.pow(3).sum(), inputs) for output in outputs), strict=True):
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_convolution_of_another_kind_is_not_folded():
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    conv, norm, x = Doubled(3, 4, 1), nn.BatchNorm2d(4).eval(), torch.randn(1, 3, 2, 2)
+    expected = norm(conv(x))
+    torch.testing.assert_close(conv_norm(conv, norm, x), expected)
+    torch.testing.assert_close(fold_norms(nn.Sequential(conv, norm))(x), expected)
 
 
 def test_weights_are_cast_as_autocast_would():

@@ -50,9 +50,12 @@ def test_equals_torchvision(preset, theirs):
     reference.load_state_dict(weights, assign=True)
     del weights["fc.weight"], weights["fc.bias"]
     model.load_state_dict(weights, assign=True)
-    x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(images()))))
+    # In double precision, for a norm that is folded into its convolution is rounded differently.
+    reference, model, x = reference.double(), model.double(), images().double()
     with torch.no_grad():
-        for number, feature in enumerate(model(images())):
+        features = model(x)
+        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
+        for number, feature in enumerate(features):
             x = getattr(reference, f"layer{number + 1}")(x)
             torch.testing.assert_close(feature, x)
             assert feature.shape == (
