@@ -27,8 +27,9 @@ ABOUT = {
     "torchvision_models": (
         "Detection: batch 1 at 480x640, from pixels to boxes and pasted masks. Training step: batch 2 at 320x416 with "
         "8 objects a picture, losses, gradients and SGD. Weights are random and shared (published ones are not "
-        "downloaded), scaled so that scores and boxes spread. Runs take turns; figures are medians of the rounds in "
-        "which other processes used at most 0.1 cores. Where there were too few such rounds, the row is undecided."
+        "downloaded), scaled so that scores and boxes spread. Each side runs in a process of its own, as its users "
+        "run it; they take turns. Figures are medians of the rounds in which other processes used at most 0.1 cores. "
+        "Where there were too few such rounds, the row is undecided."
     ),
     "accelerator": "Theirs are published figures of Detectron2 on a V100, at 1333x800; the images here are random.",
 }

@@ -1,8 +1,13 @@
 """The row that every benchmark yields, and the table that rows become."""
 
+import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 
@@ -102,6 +107,39 @@ class Rounds:
         return replace(row, met=None, note="; ".join(part for part in notes if part))
 
 
+@contextmanager
+def apart(make: Callable[..., Callable[[], object]], *args: object) -> Iterator[Callable[[], None]]:
+    """Start a process of its own for the function that `make(*args)` returns there; yield what calls it and waits.
+
+    Two tools that are compared so share no settings and no memory. Raises `RuntimeError` when a call fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, args), daemon=True)
+    process.start()
+    there.close()
+
+    def call() -> None:
+        here.send(True)
+        if not here.recv():
+            raise RuntimeError(f"{make.__name__}{args} failed in its process")
+
+    yield call
+    here.send(False)
+    process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], args: tuple[object, ...]) -> None:
+    try:
+        function = make(*args)
+        while pipe.recv():
+            function()
+            pipe.send(True)
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        pipe.send(False)
+
+
 def quiet_rounds(functions: Sequence[Callable[[], object]], wanted: int, tries: int) -> Rounds:
     """Run the functions in turn until `wanted` rounds were quiet, `tries` rounds at most.
 
@@ -133,8 +171,12 @@ def _is_quiet(others: float | None) -> bool:
 
 
 def _own() -> float:
-    """Return the processor seconds of this process and of its children that ended."""
-    return sum(os.times()[:4])
+    """Return the processor seconds of this process and its children."""
+    total = sum(os.times()[:4])
+    for child in multiprocessing.active_children():
+        words = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _busy() -> float | None:

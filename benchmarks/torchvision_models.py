@@ -3,17 +3,18 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, detection
+from torchvision import models
+from torchvision.models import WeightsEnum
 
-from benchmarks.report import Row, quiet_rounds, table
+from benchmarks.report import Row, apart, quiet_rounds, table
 from detcli.config import InputConfig
 from detcli.convert.torchvision import CLASSES, INPUT, convert, source
-from detcli.engine.device import Precision, autocast
+from detcli.engine.device import Precision, autocast, find_device
 from detcli.engine.model import Normalizer, prepare
 from detcli.eval.results import rescale
 from detcli.nn.detector import Detector
@@ -42,7 +43,9 @@ OUTPUTS = {
 def random_weights(name: str, seed: int = 0) -> dict[str, Tensor]:
     """Return weights for torchvision's model builder `name` whose scores and boxes are spread, drawn from `seed`."""
     torch.manual_seed(seed)
-    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None, min_size=128, max_size=256).eval()
+    model: nn.Module = getattr(models.detection, name)(
+        weights=None, weights_backbone=None, min_size=128, max_size=256
+    ).eval()
     for key, layer in model.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
             last = key.endswith("bn3")
@@ -101,7 +104,7 @@ def theirs(name: str, state: dict[str, Tensor], size: tuple[int, int]) -> nn.Mod
     It takes images of `size` as they are.
     """
     with patch.object(WeightsEnum, "get_state_dict", lambda *_, **__: copy.deepcopy(state)):
-        model: nn.Module = getattr(detection, name)(weights="COCO_V1", min_size=min(size), max_size=max(size))
+        model: nn.Module = getattr(models.detection, name)(weights="COCO_V1", min_size=min(size), max_size=max(size))
     return model.eval()
 
 
@@ -115,15 +118,16 @@ def ours(name: str, state: dict[str, Tensor]) -> Detector:
 
 def our_detection(model: Detector, image: Tensor, precision: Precision) -> Callable[[], Detections]:
     """Return a function that detects in `image` [3,H,W] of 0..1, from uint8 pixels to masks of the whole image."""
+    device = find_device("cpu")
     height, width = image.shape[-2:]
-    normalize = Normalizer(InputConfig(**INPUT), torch.device("cpu"))
+    normalize = Normalizer(InputConfig(**INPUT), device)
     batch = Batch((image * 255).round().byte()[None], torch.tensor([[height, width]]))
     info = ImageInfo(0, "", (height, width), (height, width))
-    prepare(model, torch.device("cpu"), precision)
+    prepare(model, device, precision)
 
     @torch.inference_mode()
     def detect() -> Detections:
-        with autocast(torch.device("cpu"), precision):
+        with autocast(device, precision):
             found: Detections = model(normalize(batch, channels_last=True))[0]
         return rescale(found, info)
 
@@ -139,6 +143,15 @@ def their_detection(model: nn.Module, image: Tensor) -> Callable[[], dict[str, T
         return found
 
     return detect
+
+
+def detection(side: Literal["ours", "theirs"], name: str, precision: Precision = "fp32") -> Callable[[], Any]:
+    """Return a function that detects in a picture, with the random weights of `name`."""
+    torch.set_num_threads(THREADS)
+    state, image = random_weights(name), picture(*DETECTION_SIZE, 1)
+    if side == "ours":
+        return our_detection(ours(name, state), image, precision)
+    return their_detection(theirs(name, state, DETECTION_SIZE), image)
 
 
 def matched(found: Detections, expected: dict[str, Tensor]) -> float:
@@ -180,54 +193,57 @@ def training_step(model: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> 
     return step
 
 
-def training_steps(name: str, state: dict[str, Tensor]) -> list[Callable[[], None]]:
-    """Return a training step of detcli's model and one of torchvision's, from the same weights on the same images."""
-    height, width = TRAINING_SIZE
-    images = [picture(height, width, seed) for seed in (2, 3)]
-    labelled = [targets(height, width, seed) for seed in (2, 3)]
-    normalize = Normalizer(InputConfig(**INPUT), torch.device("cpu"))
-    pixels = torch.stack([(image * 255).round().byte() for image in images])
-    sizes = torch.tensor([[height, width]] * 2)
-    our_model = ours(name, state).to(memory_format=torch.channels_last).train()
-    their_model = theirs(name, state, TRAINING_SIZE).train()
+def training(side: Literal["ours", "theirs"], name: str) -> Callable[[], None]:
+    """Return a training step on two pictures, from the random weights of `name`."""
+    torch.set_num_threads(THREADS)
+    state, seeds = random_weights(name), (2, 3)
+    images = [picture(*TRAINING_SIZE, seed) for seed in seeds]
+    labelled = [targets(*TRAINING_SIZE, seed) for seed in seeds]
     with_masks = name.startswith("mask")
-
-    def our_losses() -> dict[str, Tensor]:
-        batch = Batch(pixels, sizes, labelled)
-        losses: dict[str, Tensor] = our_model(normalize(batch, channels_last=True))
-        return losses
+    model: nn.Module = ours(name, state) if side == "ours" else theirs(name, state, TRAINING_SIZE)
+    model.train()
 
     def their_losses() -> dict[str, Tensor]:
         described: list[dict[str, Any]] = [
             {"boxes": target.boxes, "labels": target.labels + 1} | ({"masks": target.masks} if with_masks else {})
             for target in labelled
         ]
-        losses: dict[str, Tensor] = their_model(images, described)
+        losses: dict[str, Tensor] = model(images, described)
         return losses
 
-    return [training_step(our_model, our_losses), training_step(their_model, their_losses)]
+    if side == "theirs":
+        return training_step(model, their_losses)
+    device = find_device("cpu")
+    model.to(memory_format=torch.channels_last)
+    normalize = Normalizer(InputConfig(**INPUT), device)
+    pixels = torch.stack([(image * 255).round().byte() for image in images])
+    sizes = torch.tensor([TRAINING_SIZE] * len(images))
+
+    def our_losses() -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = model(normalize(Batch(pixels, sizes, labelled), channels_last=True))
+        return losses
+
+    return training_step(model, our_losses)
 
 
 def run(wanted: int = 7, tries: int = 15) -> list[Row]:
-    """Measure all models; detections must be the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    height, width = DETECTION_SIZE
-    image = picture(height, width, 1)
+    """Measure all models, each in a process of its own; detections must be the same."""
     rows = []
     for name in NAMES:
-        state = random_weights(name)
-        plain = our_detection(ours(name, state), image, "fp32")
-        half = our_detection(ours(name, state), image, "bf16")
-        reference = their_detection(theirs(name, state, DETECTION_SIZE), image)
-        share = matched(plain(), reference())
+        expected = detection("theirs", name)()
+        share = matched(detection("ours", name)(), expected)
         assert share >= 0.95, f"{name}: {share:.1%} of the detections are the same"
-        same = f"{share:.1%} of {len(reference()['boxes'])} detections the same"
-        rounds = quiet_rounds([plain, half, reference], wanted, tries)
+        same = f"{share:.1%} of {len(expected['boxes'])} detections the same"
+        with (
+            apart(detection, "ours", name) as plain,
+            apart(detection, "ours", name, "bf16") as half,
+            apart(detection, "theirs", name) as reference,
+        ):
+            rounds = quiet_rounds([plain, half, reference], wanted, tries)
         rows.append(rounds.compare(f"{name}: detect, fp32", 0, 2, 0.8, same))
         rows.append(rounds.compare(f"{name}: detect, bf16", 1, 2, 0.5, "torchvision in fp32"))
-        rounds = quiet_rounds(training_steps(name, state), wanted, tries)
+        with apart(training, "ours", name) as our_step, apart(training, "theirs", name) as their_step:
+            rounds = quiet_rounds([our_step, their_step], wanted, tries)
         rows.append(rounds.compare(f"{name}: training step, fp32", 0, 1, 0.85))
         print(table(rows[-3:]), flush=True)
-    torch.set_num_threads(before)
     return rows
