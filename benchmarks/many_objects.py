@@ -1,6 +1,5 @@
 """Memory of a training step when the image holds 1,000 objects, beyond that of the same step with 10."""
 
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import torch
 
 from benchmarks.report import Row, below
 from detcli.config import resolve
+from detcli.engine.device import memory_in_use
 from detcli.nn import assigners
 from detcli.registry import build
 from detcli.structures import Batch, Target
@@ -41,9 +41,7 @@ def step(name: str, objects: int) -> float:
     images = torch.randn(1, 3, *PADDED).to(memory_format=torch.channels_last)
     losses = model(Batch(images, torch.tensor([SIZE]), [scene(objects)]))
     torch.stack([value for key, value in losses.items() if "loss" in key]).sum().backward()
-    # Kilobytes, but on macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return memory_in_use(images.device) / 1e9
 
 
 def peak(name: str, objects: int, *, parts: bool) -> float:
