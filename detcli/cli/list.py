@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from detcli.cli.text import aligned, schedule
 
 if TYPE_CHECKING:
     from detcli.registry import Found
@@ -36,7 +38,7 @@ def list_names(
         header = (what, "plugin", "about")
     else:
         raise unknown("kind", what, [*SLOTS, "plugins"], "detcli list")
-    for line in _table(header, rows, markdown):
+    for line in text_table(header, rows, markdown):
         typer.echo(line)
 
 
@@ -51,26 +53,12 @@ def _about(slot: str, name: str, found: Found) -> str:
         overlay = find_overlay(name)
         return overlay.summary or f"on {overlay.recipe}"
     if slot == "schedules":
-        return _schedule(find_schedule(name).get("sched", {}))
+        return schedule(find_schedule(name).get("sched", {}))
     about = find(slot, name).summary or found.plugin.title
     return f"{about} (arXiv {found.plugin.arxiv})" if found.plugin.arxiv else about
-
-
-def _schedule(sched: Any) -> str:
-    unit = sched.get("unit", "epoch")
-    drops = ", ".join(str(drop) for drop in sched.get("drops", ()))
-    return f"{sched.get('length', '?')} {unit}s" + (f", lower learning rate after {drops}" if drops else "")
 
 
 def _shortened(names: Iterable[str], width: int = 80) -> str:
     """Return `names` in a line of at most `width` characters."""
     text = ", ".join(names)
     return text if len(text) <= width else text[: text.rindex(",", 0, width - 2)] + ", …"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
-    if markdown:
-        return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows))
-    return ["  ".join(cells).rstrip() for cells in padded]

@@ -1,0 +1,35 @@
+"""``detcli zoo summary`` and ``detcli zoo errata``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from detcli.cli.output import text_table
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="Write a Markdown table.")]
+
+
+def summary(markdown: Markdown = False) -> None:
+    """Count what the four documents hold.
+
+    detcli zoo summary
+    """
+    from detcli.zoo.report import summary
+
+    for line in text_table(*summary(), markdown):
+        typer.echo(line)
+
+
+def errata(markdown: Markdown = False) -> None:
+    """Show where the documents are wrong, and what is right.
+
+    A table writes what is printed; everything else goes by what is right.
+
+    detcli zoo errata
+    """
+    from detcli.zoo.report import errata
+
+    for line in text_table(*errata(), markdown):
+        typer.echo(line)
