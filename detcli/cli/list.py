@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detcli.cli.text import aligned, schedule
+from detcli.cli.text import aligned, markdown_table, schedule
 
 if TYPE_CHECKING:
     from detcli.registry import Found
@@ -38,7 +38,7 @@ def list_names(
         header = (what, "plugin", "about")
     else:
         raise unknown("kind", what, [*SLOTS, "plugins"], "detcli list")
-    for line in text_table(header, rows, markdown):
+    for line in markdown_table(header, rows) if markdown else aligned(header, rows):
         typer.echo(line)
 
 

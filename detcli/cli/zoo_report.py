@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from detcli.cli.output import text_table
+from detcli.cli.text import aligned, markdown_table
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="Write a Markdown table.")]
 
@@ -18,7 +18,7 @@ def summary(markdown: Markdown = False) -> None:
     """
     from detcli.zoo.report import summary
 
-    for line in text_table(*summary(), markdown):
+    for line in markdown_table(*summary()) if markdown else aligned(*summary(), numbers=range(2, 6)):
         typer.echo(line)
 
 
@@ -31,5 +31,5 @@ def errata(markdown: Markdown = False) -> None:
     """
     from detcli.zoo.report import errata
 
-    for line in text_table(*errata(), markdown):
+    for line in markdown_table(*errata()) if markdown else aligned(*errata()):
         typer.echo(line)

@@ -9,7 +9,7 @@ Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def summary() -> Lines:
     """Return a line for each document: how many tables, rows, rows with weights and errata it has; and their sums."""
-    counts = []
+    counts: list[tuple[int, ...]] = []
     for name in SOURCES:
         tables = source(name).tables
         of_source = [row for table in tables for row in table.rows]
@@ -23,5 +23,7 @@ def summary() -> Lines:
 
 def errata() -> Lines:
     """Return a line for each mistake in the documents: where it is, what is printed, what is right, and why."""
-    found = [(row.id, e.field, e.printed, e.correct, e.why) for row in rows() for e in row.errata]
+    found: list[tuple[str, ...]] = [
+        (row.id, e.field, e.printed, e.correct, e.why) for row in rows() for e in row.errata
+    ]
     return ("row", "field", "printed", "correct", "why"), found
