@@ -24,6 +24,13 @@ def summary() -> Lines:
 def errata() -> Lines:
     """Return a line for each mistake in the documents: where it is, what is printed, what is right, and why."""
     found: list[tuple[str, ...]] = [
-        (row.id, e.field, e.printed, e.correct, e.why) for row in rows() for e in row.errata
+        (row.id, erratum.field, _short(erratum.printed), _short(erratum.correct), erratum.why)
+        for row in rows()
+        for erratum in row.errata
     ]
     return ("row", "field", "printed", "correct", "why"), found
+
+
+def _short(text: str) -> str:
+    """Return the name of the file where `text` is its URL."""
+    return text.rpartition("/")[2] if "://" in text else text
