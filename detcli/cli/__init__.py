@@ -18,7 +18,9 @@ from detcli.cli.eval import eval
 from detcli.cli.list import list_names
 from detcli.cli.new import app as new
 from detcli.cli.predict import predict
+from detcli.cli.table import SeveralValues, table
 from detcli.cli.train import train
+from detcli.cli.zoo import app as zoo
 from detcli.errors import DetcliError
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # click's own, which newer typers carry inside them
@@ -32,8 +34,10 @@ app.command()(eval)
 app.command()(predict)
 app.command()(config)
 app.command("list")(list_names)
+app.command(cls=SeveralValues)(table)
 app.add_typer(data, name="data")
 app.add_typer(new, name="new")
+app.add_typer(zoo, name="zoo")
 
 
 @app.callback(invoke_without_command=True)
