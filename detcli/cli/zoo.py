@@ -1,0 +1,209 @@
+"""``detcli zoo``: list, search, show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from detcli.zoo.rows import File, Row
+
+app = typer.Typer(help="Find what the model zoos published.", no_args_is_help=True)
+
+SHORTEST_ID = 44
+"""Columns are left out rather than ids shown in fewer characters than this."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write every field as JSON.")]
+
+
+@app.command("list")
+def list_rows(
+    source: Annotated[list[str] | None, typer.Option(help="detectron2, detectron, mmdet-v0 or mmdet-v2.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="The paper, as atss.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="The detector, as mask_rcnn.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="As r50 or x101_32x4d.")] = None,
+    sched: Annotated[list[str] | None, typer.Option(help="As printed: 1x, 20e, ...")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="As coco or lvis_v1.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="As detection or instance.")] = None,
+    min_box_ap: Annotated[float | None, typer.Option("--min-box-ap", help="The lowest box AP, 0 to 100.")] = None,
+    sort: Annotated[str, typer.Option(help="A figure or another field; the best first.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show the published rows, all or some; each option may be given again.
+
+    detcli zoo list --method mask_rcnn --backbone r50 --sort box_AP
+    """
+    from detcli.zoo.query import select
+    from detcli.zoo.rows import rows
+    from detcli.zoo.tables import check_fields, ordered
+
+    wanted = {
+        "source": source,
+        "method": method,
+        "model": model,
+        "backbone": backbone,
+        "sched": sched,
+        "dataset": dataset,
+        "task": task,
+    }
+    every = rows()
+    found = select(every, {field: values for field, values in wanted.items() if values}, min_box_ap)
+    if sort:
+        check_fields([sort], every)
+        found = ordered(found, sort)
+    _write(found, as_json, sort)
+    typer.echo(f"{len(found)} of {len(every)} rows", err=True)
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="What a row has to have, all of it.", metavar="WORDS")],
+    as_json: AsJson = False,
+) -> None:
+    """Find the rows that have all words in their names, section or fields, the best first.
+
+    detcli zoo search cascade mask 101
+    """
+    from detcli.zoo.query import search as run
+    from detcli.zoo.rows import rows
+
+    found = run(rows(), words)
+    _write(found, as_json)
+    typer.echo(f"{len(found)} rows", err=True)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An id, a config, a model id or a short name.", metavar="ID")],
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known of a row, and how to download and train its model.
+
+    detcli zoo show mask_rcnn_r50_fpn_3x
+    """
+    from detcli.zoo.names import resolve
+
+    row = resolve(name)
+    if as_json:
+        import json
+
+        from detcli.zoo.query import record
+
+        typer.echo(json.dumps(record(row), indent=2, ensure_ascii=False))
+        return
+    for line in _described(row):
+        typer.echo(line)
+
+
+def _write(found: Sequence[Row], as_json: bool, sort: str = "") -> None:
+    """Write rows as JSON, a line each, or as a table."""
+    if as_json:
+        import json
+
+        from detcli.zoo.query import record
+
+        lines = ",\n".join(json.dumps(record(row), ensure_ascii=False) for row in found)
+        typer.echo(f"[\n{lines}\n]" if found else "[]")
+    elif found:
+        from detcli.cli.text import terminal_width
+
+        for line in _table(found, sort, terminal_width()):
+            typer.echo(line)
+
+
+def _table(found: Sequence[Row], sort: str, width: int | None) -> list[str]:
+    """Return the lines of a table of at most `width` characters, of any with None."""
+    from detcli.cli.text import GAP, aligned, column_widths, shortened
+    from detcli.zoo.query import as_text
+    from detcli.zoo.tables import LABELS, main_fields
+
+    texts = ["id", "method", "backbone", "sched", *(["dataset"] if any(row.dataset != "coco" for row in found) else [])]
+    figures = main_fields(found)
+    if sort and sort not in (*texts, *figures, "lr_sched"):
+        (figures if any(sort in row.figures for row in found) else texts).append(sort)
+    columns: list[list[str]] = [[text, *(getattr(row, text) for row in found)] for text in texts]
+    for name in figures:
+        cells = (as_text(row.figures[name]) if name in row.figures else "" for row in found)
+        columns.append([LABELS.get(name, name), *cells])
+    shown = dict(zip([*texts, *figures], columns, strict=True))
+    for name in ("PQ", "keypoint_AP", "prop_AR", "method", "dataset", "backbone", "sched"):
+        header, *rows = zip(*shown.values(), strict=True)
+        first, *others = column_widths(header, rows)
+        left = (width or 10**6) - sum(len(GAP) + other for other in others)
+        if left >= min(first, SHORTEST_ID):
+            break
+        if name != sort:
+            shown.pop(name, None)
+    header, *rows = zip(*shown.values(), strict=True)
+    left = (width or 10**6) - sum(len(GAP) + other for other in column_widths(header, rows)[1:])
+    cut = [(shortened(first, max(left, 3)), *others) for first, *others in rows]
+    return aligned(header, cut, [column for column, name in enumerate(shown) if name in figures])
+
+
+def _described(row: Row) -> Iterator[str]:
+    """Yield the lines that say all of `row`."""
+    from dataclasses import asdict
+
+    from detcli.cli.text import schedule
+    from detcli.zoo.query import as_text
+    from detcli.zoo.rows import source
+    from detcli.zoo.tables import LABELS
+
+    document = source(row.source)
+    yield row.id
+    yield from _entry("document", [f"{document.title} ({row.source})"])
+    yield from _entry("section", [" > ".join(row.section)] if row.section else [])
+    yield from _entry("place", [f"table {row.table + 1}, row {row.position + 1}"])
+    for label in ("name", "config", "model_id", "method", "model", "backbone", "neck", "style", "dataset", "task"):
+        value = getattr(row, label)
+        yield from _entry(label.replace("_", " "), [value] if value else [])
+    numbers = ""
+    if row.schedule:
+        numbers = schedule(asdict(row.schedule))
+        numbers += f"; {row.schedule.warmup_iters} iterations of warm-up" if row.schedule.warmup_iters else ""
+        numbers += f"; {row.schedule.batch} images a step" if row.schedule.batch else ""
+    yield from _entry("schedule", [": ".join(filter(None, (row.sched, numbers)))] if row.sched or numbers else [])
+    yield from _entry("figures", [f"{LABELS.get(name, name)}: {as_text(value)}" for name, value in row.figures.items()])
+    for tool, figures in row.others.items():
+        yield from _entry(f"of {tool}", [f"{LABELS.get(key, key)}: {as_text(value)}" for key, value in figures.items()])
+    cells = zip(row.columns, row.cells, strict=False)
+    more = [cell for cell in row.cells[len(row.columns) :] if cell is not None]
+    yield from _entry("as printed", [f"{name}: {cell}" for name, cell in cells if cell is not None] + more)
+    yield from _entry("files", [line for file in row.files for line in _file(file, document.mirrors)])
+    known = {file.url for file in row.files}
+    yield from _entry("links", [f"{link.text}: {link.url}" for link in row.links if link.url not in known])
+    yield from _entry(
+        "errata",
+        [f"{wrong.field}: printed {wrong.printed}, correct {wrong.correct}: {wrong.why}" for wrong in row.errata],
+    )
+    yield from _entry("notes", row.notes)
+    yield from _commands(row)
+
+
+def _entry(label: str, lines: Sequence[str]) -> Iterator[str]:
+    """Yield lines with `label` before the first; nothing where there are none."""
+    for number, line in enumerate(lines):
+        yield f"  {'' if number else label:<10}  {line}"
+
+
+def _file(file: File, mirrors: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a file's kind, URL and hash, then its mirrors."""
+    if file.hash_kind == "md5sum":
+        checked = f" (MD5 in {file.url}.md5sum)"
+    else:
+        checked = f" ({file.hash_kind} {file.hash}…)" if file.hash else ""
+    yield f"{file.kind}: {file.url}{checked}"
+    for prefix, mirror in mirrors:
+        if file.url.startswith(prefix):
+            yield f"  mirror: {mirror}{file.url.removeprefix(prefix)}"
+
+
+def _commands(row: Row) -> Iterator[str]:
+    from detcli.zoo.names import weights_url
+    from detcli.zoo.training import training
+
+    yield from _entry("download", [f"detcli zoo download {row.id}" if weights_url(row) else "no weights are linked"])
+    found = training(row)
+    yield from _entry("train", [found.command or found.missing, *(f"but {text}" for text in found.differs)])
