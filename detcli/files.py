@@ -20,14 +20,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        put_in_place(Path(temporary), path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let the file `temporary`, in the same folder, take the place of `path` once it has reached the disk."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
     with suppress(OSError):  # not every file system lets folders be synced
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -1,5 +1,7 @@
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +22,16 @@ def run_detcli():
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A file server on the loopback interface, reached without a proxy; see tests/zoo/server.py."""
+    spec = importlib.util.spec_from_file_location("file_server", Path(__file__).with_name("zoo") / "server.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("no_proxy", "*")
+    server = module.Server()
+    yield server
+    server.close()
