@@ -39,3 +39,9 @@ def bench(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Kill runs at 50 random points, continue them, and compare what they end with to a run that was left alone."""
     session.run("pytest", "tests/engine/test_killed.py", *session.posargs, env={"DETCLI_CHAOS": "50"})
+
+
+@nox.session
+def documents(session: nox.Session) -> None:
+    """Hold the published tables to the documents in a folder: nox -s documents -- FOLDER."""
+    session.run("python", "tests/zoo/documents.py", *session.posargs)

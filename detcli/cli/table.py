@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -74,9 +74,13 @@ def table(
         str, typer.Option(help="A field to sort by: the best first.", metavar="FIELD", rich_help_panel=CONTENT)
     ] = "",
     format: Annotated[
-        Literal["markdown", "html", "csv", "latex", "json", "rich"] | None,
-        typer.Option(help="rich on a terminal without, markdown elsewhere.", rich_help_panel=CONTENT),
-    ] = None,
+        str,
+        typer.Option(
+            help="markdown, html, csv, latex, json or rich; without, rich on a terminal and markdown elsewhere.",
+            metavar="FORMAT",
+            rich_help_panel=CONTENT,
+        ),
+    ] = "",
 ) -> None:
     """Write tables of published rows and of your own runs.
 
@@ -84,10 +88,13 @@ def table(
     """
     import sys
 
-    from detcli.errors import UsageError
+    from detcli.errors import UsageError, unknown
     from detcli.zoo import tables
     from detcli.zoo.formats import WRITERS, print_rich
 
+    format = format or ("rich" if sys.stdout.isatty() else "markdown")
+    if format not in (*WRITERS, "rich"):
+        raise unknown("format", format, (*WRITERS, "rich"), "detcli table --help")
     if document:
         if config or source or method or runs or fields or name or sort:
             raise UsageError("--document writes the whole document: give it no other option than --format.")
@@ -104,9 +111,9 @@ def table(
                 sort=sort,
             )
         ]
-    if format == "rich" or (format is None and sys.stdout.isatty()):
+    if format == "rich":
         from rich.console import Console
 
         print_rich(written, Console())
     else:
-        sys.stdout.write(WRITERS[format or "markdown"](written))
+        sys.stdout.write(WRITERS[format](written))

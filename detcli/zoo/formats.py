@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DOWNLOAD = "download"
 """The column that holds nothing but links."""
 
-NUMERIC = re.compile(r"[+-]?\d[\d.]*( [+/] \d[\d.]*)?")
-"""A figure: one number, or two that were added or set side by side."""
+NUMERIC = re.compile(r"[+-]?\d[\d.]*( [+/] \d[\d.]*)?( \(\d[\d.]*\))?")
+"""A figure: one number, or two that were added or set side by side; perhaps another in brackets."""
 
 
 GAP = 2

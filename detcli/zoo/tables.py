@@ -404,16 +404,9 @@ def _download(row: Row) -> tuple[str, Sequence[tuple[str, str]]]:
 
 
 def _header(name: str, among: Sequence[Row]) -> str:
-    """Return the document's own header of the field where all rows that have it agree, or else its label."""
-    headers = set()
-    for row in among:
-        column = _column_of(row, name)
-        if column is not None:
-            headers.add(row.columns[column])
-        elif value_of(row, name) != "":
-            headers.add("")
-    (header,) = headers if len(headers) == 1 else ("",)
-    return header or LABELS.get(name, name.replace("_", " "))
+    """Return the documents' own header of the field where they have one and agree, or else its label."""
+    headers = {row.columns[column] for row in among if (column := _column_of(row, name)) is not None}
+    return headers.pop() if len(headers) == 1 else LABELS.get(name, name.replace("_", " "))
 
 
 def _column_of(row: Row, name: str) -> int | None:
