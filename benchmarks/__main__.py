@@ -69,6 +69,8 @@ def heading(day: str) -> str:
     """Return what stands above the tables: machine, versions and how to read them."""
     import torch
 
+    from detcli.engine.device import processor
+
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
     return (
@@ -80,16 +82,6 @@ def heading(day: str) -> str:
         f"- Versions: Python {platform.python_version()}, {packages}\n"
         f"- CPU capability of torch: {torch.backends.cpu.get_cpu_capability()}\n"
     )
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import typer
 from typer.main import get_command
 
 from detcli import __version__
+from detcli.cli.bench import bench
 from detcli.cli.config import config
 from detcli.cli.data import app as data
 from detcli.cli.eval import eval
@@ -32,6 +33,7 @@ app = typer.Typer(name="detcli", rich_markup_mode=None, pretty_exceptions_enable
 app.command()(train)
 app.command()(eval)
 app.command()(predict)
+app.command()(bench)
 app.command()(config)
 app.command("list")(list_names)
 app.command(cls=SeveralValues)(table)

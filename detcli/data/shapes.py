@@ -35,12 +35,14 @@ def shapes(
     train_images: int = 1000,
     val_images: int = 200,
     seed: int = 0,
+    unused_classes: int = 0,
 ) -> Shapes:
     """Return `train_images` or `val_images` scenes that depend on `seed`, split and their number alone.
 
     `size` is the longest side and the mean of the shortest, in pixels; a quarter of the scenes are tall.
+    Beside the shapes, `unused_classes` are classes that no object has: a model then is as large as that of other data.
     """
-    return Shapes(split, size, train_images if split == "train" else val_images, seed)
+    return Shapes(split, size, train_images if split == "train" else val_images, seed, unused_classes)
 
 
 class Shapes:
@@ -48,9 +50,17 @@ class Shapes:
 
     has_masks = True
 
-    def __init__(self, split: Literal["train", "val"], size: tuple[int, int], count: int, seed: int) -> None:
+    def __init__(
+        self,
+        split: Literal["train", "val"],
+        size: tuple[int, int],
+        count: int,
+        seed: int,
+        unused_classes: int = 0,
+    ) -> None:
         self.name = f"shapes ({split})"
-        self.categories = [Category(number, name) for number, name in enumerate(THINGS, 1)]
+        unused = (f"unused {number}" for number in range(1, unused_classes + 1))
+        self.categories = [Category(number, name) for number, name in enumerate((*THINGS, *unused), 1)]
         self.image_ids = np.arange(1, count + 1)
         self.filled = np.ones(count, np.bool_)
         self._seed = (seed, ("train", "val").index(split))

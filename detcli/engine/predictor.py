@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detcli.config import RunConfig
 from detcli.data import Preprocess, collate, load_image
 from detcli.engine.checkpoint import open_checkpoint
 from detcli.engine.device import Precision, autocast, find_device
 from detcli.engine.model import Normalizer, load_model
 from detcli.eval.results import rescale
+from detcli.nn.detector import Detector
 from detcli.structures import ClassMap, Detections, ImageInfo
 
 Picture = str | os.PathLike[str] | NDArray[Any]
@@ -27,14 +29,28 @@ class Predictor:
     def __init__(self, path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32") -> None:
         checkpoint = open_checkpoint(path)
         self.path: Path = checkpoint.path
-        self.config = checkpoint.config
-        self.classes: ClassMap = checkpoint.classes
         self.metrics = checkpoint.metrics
-        self.device = find_device(device)
+        target = find_device(device)
+        self._use(load_model(checkpoint, target, precision), checkpoint.config, checkpoint.classes, target, precision)
+
+    @classmethod
+    def of(
+        cls, model: Detector, config: RunConfig, classes: ClassMap, device: torch.device, precision: Precision = "fp32"
+    ) -> Self:
+        """Return the predictor of a model in memory that is `detcli.engine.model.prepare`d for `device`."""
+        predictor = cls.__new__(cls)
+        predictor.path, predictor.metrics = Path(), {}
+        predictor._use(model, config, classes, device, precision)
+        return predictor
+
+    def _use(
+        self, model: Detector, config: RunConfig, classes: ClassMap, device: torch.device, precision: Precision
+    ) -> None:
+        self.model, self.config, self.classes = model, config, classes
+        self.device = device
         self.precision: Precision = precision
-        self.model = load_model(checkpoint, self.device, precision)
-        self._normalize = Normalizer(self.config.input, self.device)
-        self._preprocess = Preprocess(self.config.data)
+        self._normalize = Normalizer(config.input, device)
+        self._preprocess = Preprocess(config.data)
 
     @property
     def names(self) -> tuple[str, ...]:

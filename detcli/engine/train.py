@@ -199,6 +199,18 @@ class Run:
                 if signal_number:
                     raise self._interrupted(signal_number, f"after iteration {self.state.step}")
 
+    def steps(self) -> Iterator[Meter]:
+        """Do one step of the optimiser after another, without looking at the losses, evaluating or saving.
+
+        After each, yield what counts pictures, losses and the time that loading let the step wait.
+        """
+        self.model.train()
+        meter = Meter(self.device)
+        batches = _batches(self.loader, self.state.step, self.steps_per_epoch, self.options.accumulate)
+        while True:
+            self._step(batches, meter)
+            yield meter
+
     def _prepare_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (*FILES, *CHECKPOINTS):
