@@ -25,6 +25,12 @@ NUMERIC = re.compile(r"[+-]?\d[\d.]*( [+/] \d[\d.]*)?( \(\d[\d.]*\))?")
 """A figure: one number, or two that were added or set side by side; perhaps another in brackets."""
 
 
+UNBROKEN = 8
+"""How many characters of a text should stay together on a terminal."""
+
+FOLDED = 1.2
+"""A table that needs no more than this share of a terminal's width is folded into it."""
+
 GAP = 2
 """What a terminal's table needs between two columns."""
 
@@ -121,27 +127,44 @@ def to_latex(tables: Sequence[PrintedTable]) -> str:
 
 
 def print_rich(tables: Sequence[PrintedTable], console: Console) -> None:
-    """Print the tables for a terminal, with links where it knows them; headers are broken before cells are."""
+    """Print the tables for a terminal, with links where it knows them.
+
+    Headers are broken into lines before cells are; a table that is far too wide has a line for each cell.
+    """
     from rich import box
     from rich.style import Style
     from rich.table import Table
     from rich.text import Text
 
+    def texts(row: PrintedRow) -> list[Text]:
+        cells = []
+        for pieces in _pieces(row):
+            cells.append(Text())
+            for text, link in pieces:
+                cells[-1].append(text, Style(link=link.url) if link and _is_url(link.url) else None)
+        return cells
+
     for number, table in enumerate(tables):
         if number:
             console.print()
         title = Text(" / ".join(table.section), style="bold") if table.section else None
-        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         width = max([len(table.columns), *(len(row.cells) for row in table.rows)])
-        for column, header in enumerate(_broken_headers(table, width, console.width)):
-            justify: Any = "right" if _is_numeric(table, column) else "left"
-            shown.add_column(Text(header), justify=justify, overflow="fold")
-        for row in table.rows:
-            cells = [Text() for _ in range(width)]
-            for column, pieces in enumerate(_pieces(row)):
-                for text, link in pieces:
-                    cells[column].append(text, Style(link=link.url) if link and _is_url(link.url) else None)
-            shown.add_row(*cells)
+        headers = _broken_headers(table, width, console.width)
+        if _least_width(table, headers) > FOLDED * console.width:
+            shown = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, GAP, 0, 0))
+            for position, row in enumerate(table.rows):
+                if position:
+                    shown.add_row()
+                for column, text in enumerate(texts(row)):
+                    if text:
+                        shown.add_row(Text(" ".join(headers[column].split()), style="bold"), text)
+        else:
+            shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+            for column, header in enumerate(headers):
+                justify: Any = "right" if _is_numeric(table, column) else "left"
+                shown.add_column(Text(header), justify=justify, overflow="fold")
+            for row in table.rows:
+                shown.add_row(*texts(row))
         console.print(shown)
 
 
@@ -275,6 +298,20 @@ def _broken_headers(table: PrintedTable, width: int, available: int) -> list[str
         "\n".join(textwrap.wrap(header, max(cell, 1), break_long_words=False))
         for header, cell in zip(headers, cells, strict=True)
     ]
+
+
+def _least_width(table: PrintedTable, headers: Sequence[str]) -> int:
+    """Return the width below which figures, words of the headers, or names shorter than `UNBROKEN`, would be broken."""
+    least = 0
+    for column, header in enumerate(headers):
+        cell = _longest(table, column)
+        words = max(map(len, header.split()), default=0)
+        least += max(words, cell if _is_numeric(table, column) else min(cell, UNBROKEN)) + GAP
+    return least - GAP
+
+
+def _longest(table: PrintedTable, column: int) -> int:
+    return max((len(row.cells[column] or "") for row in table.rows if column < len(row.cells)), default=0)
 
 
 def _is_numeric(table: PrintedTable, column: int) -> bool:

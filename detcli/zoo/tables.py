@@ -65,7 +65,10 @@ ACCURACY = re.compile(r"AP|AR|PQ|mIoU")
 """Fields that say how good a model is, on the data that it was measured on."""
 
 MAIN = ("box_AP", "mask_AP", "keypoint_AP", "prop_AR", "PQ")
-"""What is shown where no field is asked for."""
+"""What is shown of rows where no field is asked for."""
+
+SPEED = ("train_speed", "inference_speed", "inference_fps", "mem")
+"""What is shown of runs besides."""
 
 HEADERS = {
     "lrsched": "lr_sched",
@@ -216,7 +219,7 @@ def with_names(among: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """Return the rows called by `names`, one each, in order. Raises `UsageError` when there are more or fewer names."""
     if len(names) != len(among):
         listed = ", ".join(row.name for row in among[:12]) + (", ..." if len(among) > 12 else "")
-        raise UsageError(f"--name has {len(names)} names for {len(among)} rows ({listed}).")
+        raise UsageError(f"--name gives {len(names)} to {len(among)} rows ({listed}).")
     return [replace(row, name=name) for row, name in zip(among, names, strict=True)]
 
 
@@ -236,10 +239,10 @@ def check_fields(fields: Sequence[str], among: Sequence[Row], found: Sequence[Ru
 
 
 def main_fields(among: Sequence[Row], found: Sequence[Run] = ()) -> list[str]:
-    """Return the main figures that one of the rows and runs has, those of `MAIN`."""
-    return [
-        name for name in MAIN if any(name in row.figures for row in among) or any(name in run.figures for run in found)
-    ]
+    """Return the main figures that one of the runs has, or without runs one of the rows."""
+    if found:
+        return [name for name in (*MAIN, *SPEED) if any(name in run.figures for run in found)]
+    return [name for name in MAIN if any(name in row.figures for row in among)]
 
 
 def value_of(row: Row, name: str) -> float | str:

@@ -126,7 +126,7 @@ def test_stars_stay_within_a_folder_and_the_order_is_that_of_the_paths(made_up_z
 
 
 def test_names_are_one_a_row():
-    with pytest.raises(UsageError, match=r"^--name has 2 names for 3 rows \(R101, R50, R50\)\.$"):
+    with pytest.raises(UsageError, match=r"^--name gives 2 to 3 rows \(R101, R50, R50\)\.$"):
         table("--config", "COCO-Detection/retina*", "--name", "a", "b")
     rows = json_table("--config", "COCO-Detection/retina*", "--name", "a", "b", "c", "--sort", "box_AP")["rows"]
     assert [row["cells"][0] for row in rows] == ["a", "c", "b"]  # 40.4, 38.7, 37.4
@@ -341,6 +341,15 @@ def test_a_terminal_of_100_columns_breaks_headers_and_no_cells():
     assert max(map(len, lines)) <= 100
     assert "R50-C4    1x        0.551      0.102    4.8  35.7  137257644  model | metrics" in done.stdout
     assert len(lines) == 3 + 1 + 10
+
+
+def test_a_table_that_is_far_too_wide_has_a_line_for_each_cell():
+    arguments = shlex.split(GENERATED[1])
+    done = CliRunner().invoke(app, ["table", *arguments, "--format", "rich"], env={"COLUMNS": "40"})
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[0] == "Name                   R50"
+    assert "inference time (s/im)  0.056" in lines
+    assert len(lines) == 3 * 8 + 2
 
 
 def test_piped_output_is_markdown():
