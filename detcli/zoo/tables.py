@@ -258,8 +258,11 @@ def ordered(among: Sequence[Row], name: str) -> list[Row]:
     """Return the rows that have the field, best first (highest AP or img/s, else lowest), and then the others."""
     have = [row for row in among if value_of(row, name) != ""]
     best_first = bool(ACCURACY.search(name)) or name == "inference_fps"
-    key: Callable[[Row], Any] = lambda row: value_of(row, name)  # noqa: E731
-    return sorted(have, key=key, reverse=best_first) + [row for row in among if value_of(row, name) == ""]
+
+    def value(row: Row) -> Any:
+        return value_of(row, name)
+
+    return sorted(have, key=value, reverse=best_first) + [row for row in among if value(row) == ""]
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -281,19 +284,22 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
     A run's folder has config.json and metrics.json, as `detcli train` and `detcli bench` write them. Raises
     `UsageError` for a pattern that matches nothing, `DetcliError` when there is no run at all.
     """
-    found = []
+    folders: dict[Path, None] = {}
     for pattern in (expanded for given in patterns for expanded in expand_braces(given)):
-        folders = [Path(path) for path in sorted(glob(str(Path(pattern).expanduser()))) if Path(path).is_dir()]
-        if not folders:
+        matching = [Path(path) for path in sorted(glob(str(Path(pattern).expanduser()))) if Path(path).is_dir()]
+        if not matching:
             raise UsageError(
                 f"no folder matches {pattern!r}: --runs takes what `detcli train` and `detcli bench` wrote."
             )
-        for folder in folders:
-            try:
-                found.append(_run(folder))
-            except (OSError, LookupError, TypeError, ValueError) as error:
-                why = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
-                warnings.warn(f"{folder}: skipped, {why}", stacklevel=2)
+        folders |= dict.fromkeys(matching)
+    found = []
+    for folder in folders:
+        try:
+            found.append(_run(folder))
+        except FileNotFoundError as error:
+            warnings.warn(f"{folder}: skipped, no {Path(error.filename).name}", stacklevel=2)
+        except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
+            warnings.warn(f"{folder}: skipped, {type(error).__name__}: {error}", stacklevel=2)
     if not found:
         raise DetcliError(f"no run in {' '.join(patterns)}: `detcli train` writes metrics.json when it ends.")
     return found

@@ -266,12 +266,16 @@ def test_a_broken_run_is_named_and_left_out(published, tmp_path):
     write_run(tmp_path / "cut", {})
     (tmp_path / "cut" / "metrics.json").write_text('{"box_AP": ')
     (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "list", {})
+    (tmp_path / "list" / "metrics.json").write_text("[]")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rows = json_table("--runs", f"{tmp_path}/*t*", f"{tmp_path}/good")["rows"]
+        rows = json_table("--runs", f"{tmp_path}/*t*", f"{tmp_path}/good*", f"{tmp_path}/good")["rows"]
     assert [row["cells"][5] for row in rows] == [f"{tmp_path}/good"]
     messages = sorted(str(warning.message) for warning in caught)
-    assert [message.split(": ")[0] for message in messages] == [f"{tmp_path}/{name}" for name in ("cut", "empty")]
+    assert [message.split(": ")[0] for message in messages] == [
+        f"{tmp_path}/{name}" for name in ("cut", "empty", "list")
+    ]
     assert messages[1].endswith("empty: skipped, no config.json")
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(DetcliError, match="no run in"):
         table("--runs", f"{tmp_path}/empty")
