@@ -1,4 +1,4 @@
-"""``detcli zoo``: list, search, show."""
+"""``detcli zoo``: list, search and show, and the commands of `detcli.cli.zoo_report`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detcli.cli.zoo_report import errata, summary
+
 if TYPE_CHECKING:
     from detcli.zoo.rows import File, Row
 
 app = typer.Typer(help="Find what the model zoos published.", no_args_is_help=True)
+app.command()(summary)
+app.command()(errata)
 
-SHORTEST_ID = 44
+SHORTEST_ID = 60
 """Columns are left out rather than ids shown in fewer characters than this."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write every field as JSON.")]
@@ -31,7 +35,9 @@ def list_rows(
     sort: Annotated[str, typer.Option(help="A figure or another field; the best first.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show the published rows, all or some; each option may be given again.
+    """Show the published rows, all or some.
+
+    An option that is given again adds what it chooses.
 
     detcli zoo list --method mask_rcnn --backbone r50 --sort box_AP
     """
@@ -62,7 +68,9 @@ def search(
     words: Annotated[list[str], typer.Argument(help="What a row has to have, all of it.", metavar="WORDS")],
     as_json: AsJson = False,
 ) -> None:
-    """Find the rows that have all words in their names, section or fields, the best first.
+    """Find rows by words, the best first.
+
+    All words have to be in a row's names, section, fields or notes.
 
     detcli zoo search cascade mask 101
     """
@@ -79,7 +87,7 @@ def show(
     name: Annotated[str, typer.Argument(help="An id, a config, a model id or a short name.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
-    """Show all that is known of a row, and how to download and train its model.
+    """Show a row, and how to download and train its model.
 
     detcli zoo show mask_rcnn_r50_fpn_3x
     """
@@ -117,18 +125,18 @@ def _table(found: Sequence[Row], sort: str, width: int | None) -> list[str]:
     """Return the lines of a table of at most `width` characters, of any with None."""
     from detcli.cli.text import GAP, aligned, column_widths, shortened
     from detcli.zoo.query import as_text
-    from detcli.zoo.tables import LABELS, main_fields
+    from detcli.zoo.tables import LABELS, TEXTS, main_fields
 
     texts = ["id", "method", "backbone", "sched", *(["dataset"] if any(row.dataset != "coco" for row in found) else [])]
     figures = main_fields(found)
     if sort and sort not in (*texts, *figures, "lr_sched"):
-        (figures if any(sort in row.figures for row in found) else texts).append(sort)
+        (texts if sort in TEXTS else figures).append(sort)
     columns: list[list[str]] = [[text, *(getattr(row, text) for row in found)] for text in texts]
     for name in figures:
         cells = (as_text(row.figures[name]) if name in row.figures else "" for row in found)
         columns.append([LABELS.get(name, name), *cells])
     shown = dict(zip([*texts, *figures], columns, strict=True))
-    for name in ("PQ", "keypoint_AP", "prop_AR", "method", "dataset", "backbone", "sched"):
+    for name in ("PQ", "keypoint_AP", "prop_AR", "method", "backbone", "dataset", "sched"):
         header, *rows = zip(*shown.values(), strict=True)
         first, *others = column_widths(header, rows)
         left = (width or 10**6) - sum(len(GAP) + other for other in others)

@@ -30,7 +30,7 @@ def resolve(name: str, among: Sequence[Row] | None = None) -> Row:
         raise unknown("model", name, set(valid), "detcli zoo search WORDS")
     if len(found) > 1:
         ids = ", ".join(row.id for row in found[:SHOWN])
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        more = f" and {len(found) - SHOWN} more, see `detcli zoo search`" if len(found) > SHOWN else ""
         raise UsageError(f"{name!r} is {len(found)} models: {ids}{more}. Give one of these ids.")
     return found[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -57,16 +57,18 @@ def search(rows: Sequence[Row], words: Sequence[str]) -> list[Row]:
         return [rows[number] for _, _, number in ranked]
     for word in words:
         if not any(_rank(row, [fold(word)]) for row in rows):
-            near = nearest(word, {known for row in rows for known in _words(row)})
-            hint = f"did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-            raise DetcliError(f"no row has {word!r}: {hint} See `detcli zoo list`.".replace(":  See", ". See"))
+            near = nearest(
+                word, {known for row in rows for known in _words(row.id, row.name, row.config, row.method, row.model)}
+            )
+            hint = f": did you mean {' or '.join(repr(match) for match in near)}?" if near else "."
+            raise DetcliError(f"no row has {word!r}{hint} See `detcli zoo list`.")
     raise DetcliError(f"no row has all of {', '.join(words)}. Leave one out, or see `detcli zoo list`.")
 
 
 def _rank(row: Row, wanted: Sequence[str]) -> int:
     """Return how well `row` fits folded words, 0 when it lacks one."""
     whole = {fold(name) for name in names(row)}
-    own = {fold(word) for word in _words(row)}
+    own = {fold(word) for word in _words(row.id, row.name, row.config)}
     near = [*whole, fold(row.name)]
     around = [fold(text) for text in (*row.section, *(getattr(row, field) for field in FILTERS), *row.notes)]
     total = 0
@@ -85,9 +87,9 @@ def _rank(row: Row, wanted: Sequence[str]) -> int:
     return total
 
 
-def _words(row: Row) -> list[str]:
-    texts = (row.id, row.name, row.config, row.method, row.model, row.backbone)
-    return [word for text in texts for word in (text, *re.split(r"[\W_]+", text)) if word]
+def _words(*texts: str) -> Iterator[str]:
+    for text in texts:
+        yield from (word for word in (text, *re.split(r"[\W_]+", text)) if word)
 
 
 def record(row: Row) -> dict[str, Any]:

@@ -20,6 +20,12 @@ SETTINGS_OF = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0":
 WITHOUT_MEANING = re.compile(r"\d+[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
 """Words in configs' names that a row has typed fields for, and images a device."""
 
+GIVEN_PROPOSALS = "pre-computed proposals"
+"""The note of rows whose models take their proposals from a file."""
+
+TAKES_PROPOSALS = "fast_rcnn"
+"""The model that takes proposals from a file, and no other does."""
+
 DEFAULT_BACKBONE = "r50"
 
 
@@ -44,6 +50,9 @@ def training(row: Row) -> Training:
     recipes = _recipes(row)
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
+    given = row.model == TAKES_PROPOSALS
+    if GIVEN_PROPOSALS in row.notes and not given:
+        return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
     said = set(_variants(row)) - {overlay}
     recipe = max(recipes, key=lambda recipe: _fit(recipe, row, said))
     if row.neck in said - _said(recipe, said):
@@ -60,6 +69,8 @@ def training(row: Row) -> Training:
         return Training(missing=str(error))
     flags = {"--backbone": backbone, "--sched": sched, "--with": overlay, "--data": f"path/to/{row.dataset}"}
     words = ["detcli train", recipe.name, *(f"{flag} {value}" for flag, value in flags.items() if value)]
+    if given:
+        words += [f"--set data.{name}=path/to/{name}" for name in ("proposals", "val_proposals")]
     return Training(" ".join(words), tuple(_differences(row, config, said - _said(recipe, said))))
 
 
