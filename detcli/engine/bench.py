@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from detcli.config import RunConfig
+from detcli.config import RunConfig, revise
 from detcli.engine.checkpoint import Checkpoint
 from detcli.engine.device import find_device, machine, memory_in_use
+from detcli.engine.evaluate import detect_in
 from detcli.engine.model import load_model, prepare
 from detcli.engine.predictor import Predictor
 from detcli.engine.train import Run
@@ -144,21 +145,36 @@ def _train(run: Run, iters: int, advance: Callable[[], None]) -> tuple[float, fl
 def _detect(predictor: Predictor, run: Run, images: int, advance: Callable[[], None]) -> tuple[float, float]:
     """Return the mean seconds of a picture, and the mean number of detections in it."""
     before = warm_up(images)
-    ids = run.val.image_ids
-    pictures = [run.val.picture(ids[number % len(ids)]) for number in range(before + images)]
-    found: list[Detections] = []
+    found = 0
     started = 0.0
-    for number, picture in enumerate(pictures):
-        if number == before:
+    for number, detections in enumerate(_found(predictor, run, before + images), 1):
+        advance()
+        if number > before:
+            found += len(detections)
+        elif number == before:
             _wait_for(predictor.device)
             started = time.perf_counter()
-        detections = predictor.predict(picture)
-        advance()
-        if number >= before:
-            found.append(detections)
     _wait_for(predictor.device)
-    elapsed = time.perf_counter() - started
-    return elapsed / images, sum(len(detections.boxes) for detections in found) / images
+    return (time.perf_counter() - started) / images, found / images
+
+
+def _found(predictor: Predictor, run: Run, count: int) -> Iterator[Detections]:
+    """Yield what is found in each of `count` pictures, one at a time, those of the data again where they are fewer.
+
+    Pictures are in memory before the first, but those of a model that takes proposals are read one by one.
+    """
+    config = predictor.config
+    if config.data.val_proposals:
+        one = revise(config, flags={"data.workers": 0, "eval.batch": 1})
+        while count > 0:
+            for _, detections in detect_in(predictor.model, run.val, one, predictor.device, predictor.precision):
+                yield detections
+                count -= 1
+                if not count:
+                    return
+    ids = run.val.image_ids
+    for picture in [run.val.picture(ids[number % len(ids)]) for number in range(count)]:
+        yield predictor.predict(picture)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -3,9 +3,11 @@ import re
 import time
 
 import pytest
+import torch
 
 from detcli.cli.bench import bench as command
 from detcli.config import resolve
+from detcli.data.proposals import write_proposals
 from detcli.data.shapes import shapes
 from detcli.engine import bench as module
 from detcli.engine.bench import DRAWN, bench, warm_up
@@ -26,7 +28,7 @@ SMALL = {
 }
 
 
-CPU = module.torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,24 @@ def test_a_checkpoint_is_measured_with_its_own_weights_and_keeps_its_ap(config, 
     bench(own, tmp_path / "out", iters=1, images=1, checkpoint=open_checkpoint(path))
     assert [checkpoint.path for checkpoint in used] == [path]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["box_AP"] == 12.5
+
+
+def test_a_model_that_takes_proposals_has_those_of_its_file(tmp_path):
+    path = str(tmp_path / "proposals.safetensors")
+    boxes = torch.tensor([[10.0, 10.0, 200.0, 150.0], [50.0, 60.0, 300.0, 400.0]])
+    write_proposals(path, ((image_id, boxes, torch.tensor([0.9, 0.8])) for image_id in (1, 2)))
+    flags = {
+        **SMALL,
+        "data.args": {**DRAWN, "train_images": 2, "val_images": 2},
+        "data.proposals": path,
+        "data.val_proposals": path,
+        "model.score_threshold": 0.0,
+    }
+    config = resolve("fast_rcnn", backbone="r18", flags=flags).config
+    calls = []
+    measured = bench(config, tmp_path / "out", iters=1, images=5, advance=lambda: calls.append(1))
+    assert len(calls) == warm_up(1) + 1 + warm_up(5) + 5
+    assert measured.detections > 0
 
 
 def test_the_command_prints_what_was_measured_on_what(tmp_path, monkeypatch, capsys):
