@@ -174,8 +174,8 @@ def _described(row: Row) -> Iterator[str]:
         numbers += f"; {row.schedule.batch} images a step" if row.schedule.batch else ""
     yield from _entry("schedule", [": ".join(filter(None, (row.sched, numbers)))] if row.sched or numbers else [])
     yield from _entry("figures", [f"{LABELS.get(name, name)}: {as_text(value)}" for name, value in row.figures.items()])
-    for tool, figures in row.others.items():
-        yield from _entry(f"of {tool}", [f"{LABELS.get(key, key)}: {as_text(value)}" for key, value in figures.items()])
+    others = [(tool, name, value) for tool, figures in row.others.items() for name, value in figures.items()]
+    yield from _entry("others", [f"{tool}, {LABELS.get(name, name)}: {as_text(value)}" for tool, name, value in others])
     cells = zip(row.columns, row.cells, strict=False)
     more = [cell for cell in row.cells[len(row.columns) :] if cell is not None]
     yield from _entry("as printed", [f"{name}: {cell}" for name, cell in cells if cell is not None] + more)

@@ -55,6 +55,7 @@ def zoo(made_up_zoo):
                 "name": "X-101-64x4d-FPN",
                 "backbone": "x101_64x4d",
                 "figures": {"box_AP": 42.4, "train_speed": 0.2, "inference_speed": [0.241, "+", 0.003]},
+                "others": {"Caffe2": {"box_AP": 42.3}},
                 "notes": ["with test-time augmentation"],
                 "errata": [ERRATUM],
             }
@@ -192,6 +193,7 @@ def test_show_says_everything(zoo, capsys):
     assert "backbone: printed 64x4d, correct 32x4d: the file is of 32x4d" in text
     assert "with test-time augmentation" in text
     assert "inference time (s/im): 0.241 + 0.003" in text
+    assert "others      Caffe2, box AP: 42.3\n" in text
     assert "no weights are linked" in text
     show("mmdet-v2/ghm")
     assert "there is no plugin for ghm yet" in capsys.readouterr().out
