@@ -42,7 +42,7 @@ def eval(
     from detcli.engine.device import find_device
     from detcli.engine.evaluate import evaluate_model
     from detcli.engine.model import load_model
-    from detcli.engine.outputs import write_evaluation
+    from detcli.engine.outputs import write_config, write_evaluation
     from detcli.eval.report import show_metrics
 
     found = open_checkpoint(checkpoint)
@@ -74,5 +74,7 @@ def eval(
         )
     folder = out or found.path.parent / "eval"
     write_evaluation(folder, evaluation, dataset)
+    if not list(folder.glob("*.safetensors")):  # the folder of a training run has its own
+        write_config(folder, config)
     show_metrics(console, evaluation.metrics, evaluation.per_class, evaluation.notes)
     console.print(f"{folder}: metrics.json, results.json and pictures/", highlight=False, markup=False, soft_wrap=True)

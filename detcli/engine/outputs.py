@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: metrics.json, COCO results and annotated pictures."""
+"""What runs and evaluations leave in their folders: config, metrics, COCO results and annotated pictures."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from detcli.config import RunConfig
 from detcli.data import DetectionDataset
 from detcli.engine.evaluate import Evaluation
 from detcli.eval.report import write_metrics
+from detcli.files import write_text_whole
 from detcli.structures import ImageInfo
 
 SHOW_SCORE = 0.3
 SHOW_SIDE = 480
 """Pictures whose longer side is far below this are drawn larger, so that labels do not hide the objects."""
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write config.json, the whole config of what is in `folder`."""
+    write_text_whole(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 
 def write_batch(folder: Path, dataset: DetectionDataset, infos: Sequence[ImageInfo]) -> None:

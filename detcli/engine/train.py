@@ -29,11 +29,11 @@ from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
 from detcli.engine.interrupts import Interrupted, Interrupts
 from detcli.engine.model import Normalizer, build_model, initialise
 from detcli.engine.optimizer import LearningRate, build_optimizer, scaled_lr
-from detcli.engine.outputs import write_batch, write_evaluation
+from detcli.engine.outputs import write_batch, write_config, write_evaluation
 from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
 from detcli.errors import DetcliError, UsageError
-from detcli.files import remove_temporaries, write_text_whole
+from detcli.files import remove_temporaries
 from detcli.nn.processes import reduce_mean
 from detcli.nn.weights import load_weights
 from detcli.structures import Batch, ImageInfo
@@ -215,7 +215,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (*FILES, *CHECKPOINTS):
             remove_temporaries(self.folder, name)
-        write_text_whole(self.folder / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+        write_config(self.folder, self.config)
 
     def _announce(self, origin: str, lr: float) -> None:
         options, optim = self.options, self.config.optim

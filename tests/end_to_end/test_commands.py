@@ -122,6 +122,9 @@ def test_it_trains_evaluates_and_predicts(detcli, folder, run, tmp_path):
     detcli("eval", run, "--data", folder, "--out", tmp_path / "eval", "--set", "model.score_threshold=0.0001")
     detcli("eval", run, "--data", folder, "--out", tmp_path / "slow", "--evaluator", "pycocotools")
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    (table,) = json.loads(detcli("table", "--fields", "box_AP", "--runs", tmp_path / "eval", "--format", "json"))
+    measured = json.loads((tmp_path / "eval" / "metrics.json").read_text())["box_AP"]
+    assert [row["values"]["box_AP_run"] for row in table["rows"]] == [measured]
     assert {result["category_id"] for result in results} <= {7, 90}
     assert {result["image_id"] for result in results} <= {number * 11 for number in range(1, 9)}
 
