@@ -160,6 +160,12 @@ def write_record(path: Path, record: Record) -> None:
     write_text_whole(beside(path, "json"), json.dumps(asdict(record)) + "\n")
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file at `path` in hex. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def compare(path: Path, request: Request, known: Record | None) -> tuple[str, Record]:
     """Return how the hash of the file at `path` differs from what is published or `known`, and the record of it.
 

@@ -1,4 +1,4 @@
-"""``detcli zoo``: list, search and show, and the commands of `detcli.cli.zoo_report`."""
+"""``detcli zoo``: list, search and show, and the commands of `detcli.cli.zoo_files` and `detcli.cli.zoo_report`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detcli.cli.zoo_files import bundle, cache, download, import_, verify
 from detcli.cli.zoo_report import errata, summary
 
 if TYPE_CHECKING:
     from detcli.zoo.rows import File, Row
 
-app = typer.Typer(help="Find what the model zoos published.", no_args_is_help=True)
+app = typer.Typer(help="Find what the model zoos published, and download it.", no_args_is_help=True)
 app.command()(summary)
 app.command()(errata)
+app.command()(download)
+app.command()(verify)
+app.command()(bundle)
+app.command("import")(import_)
+app.add_typer(cache, name="cache")
 
 SHORTEST_ID = 60
 """Columns are left out rather than ids shown in fewer characters than this."""
