@@ -25,6 +25,9 @@ app.add_typer(cache, name="cache")
 SHORTEST_ID = 60
 """Columns are left out rather than ids shown in fewer characters than this."""
 
+PAGE = "drive.google.com"
+"""Serves pages that ask for a click, not files."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Write every field as JSON.")]
 
 
@@ -218,6 +221,9 @@ def _commands(row: Row) -> Iterator[str]:
     from detcli.zoo.names import weights_url
     from detcli.zoo.training import training
 
-    yield from _entry("download", [f"detcli zoo download {row.id}" if weights_url(row) else "no weights are linked"])
+    url = weights_url(row)
+    by_hand = url.partition("/")[0] == PAGE
+    command = f"by hand, with a browser: https://{url}" if by_hand else f"detcli zoo download {row.id}"
+    yield from _entry("download", [command if url else "no weights are linked"])
     found = training(row)
     yield from _entry("train", [found.command or found.missing, *(f"but {text}" for text in found.differs)])

@@ -203,6 +203,13 @@ def test_show_says_everything(zoo, capsys):
     assert text.endswith("  train       detcli train atss --data path/to/coco\n")
 
 
+def test_show_has_no_command_for_what_is_no_file(capsys):
+    show("mmdet-v2/scnet_r50_fpn_1x_coco")
+    text = capsys.readouterr().out
+    assert "  download    by hand, with a browser: https://drive.google.com/" in text
+    assert "detcli zoo download" not in text
+
+
 def test_show_as_json_is_the_record_that_list_has(zoo, capsys):
     show("detectron/e2e", as_json=True)
     shown = json.loads(capsys.readouterr().out)
