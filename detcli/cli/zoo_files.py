@@ -56,7 +56,7 @@ def download(
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Rows or files; all without.", metavar="[NAME]...")] = None,
 ) -> None:
-    """Hash what is in the cache again; the status is 1 if it is damaged.
+    """Hash what is in the cache again and name what is damaged.
 
     detcli zoo verify
     """

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -68,6 +69,17 @@ class Server(ThreadingHTTPServer):
     @property
     def sent(self):
         return sum(asked.sent for asked in self.asked)
+
+    def settle(self):
+        """Wait until no answer is under way."""
+        self.wait_until(lambda: not self.busy)
+
+    def wait_until(self, condition):
+        """Wait until `condition` is true; fail when that takes more than ten seconds."""
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
 
     def close(self):
         self.ended.set()
