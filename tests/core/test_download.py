@@ -194,6 +194,13 @@ def test_without_a_validator_only_a_hash_lets_a_download_go_on(server):
     assert server.ranges("files/other.pth") == [None, None]
 
 
+def test_weak_etag_is_no_validator(server):
+    url = server.put("files/weights.pth", CONTENT, etag='W/"1"')
+    stop_at(server, url, 100_000)
+    assert fetch(url).read_bytes() == CONTENT
+    assert ranges(server) == [None, None]
+
+
 def test_glued_file_is_found_by_its_hash_and_fetched_whole(server):
     url = server.put("files/weights.pth", OTHER, etag="")
     stop_at(server, url, 100_000)
@@ -285,10 +292,21 @@ def test_damaged_file_is_named_and_left_alone(url, digest):
 
 def test_file_put_there_by_hand_is_taken(server, url):
     path = cache_path(url)
-    path.parent.mkdir(parents=True)
+    stop_at(server, url, 1000)
     path.write_bytes(CONTENT)
     assert fetch(url, DIGEST) == path
     assert read_record(path).sha256 == DIGEST
+    assert ranges(server) == [None]
+    assert names(path) == [".weights.pth.json", "weights.pth"]
+
+
+def test_file_put_there_by_hand_without_a_hash_may_be_replaced(server, url):
+    path = cache_path(url)
+    path.parent.mkdir(parents=True)
+    for content in (OTHER, CONTENT):
+        path.write_bytes(content)
+        assert fetch(url) == path
+    assert read_record(path) is None
     assert server.asked == []
 
 
@@ -486,13 +504,12 @@ def test_link_to_a_page_is_named_with_what_to_do():
     assert fetch(link) == path
 
 
-def test_without_a_network_the_way_out_is_named(server):
+def test_without_a_network_the_way_out_is_named_at_once(server, capsys):
     url = server.nobody("weights.pth")
-    started = time.monotonic()
     with pytest.raises(DetcliError) as caught:
         fetch(url)
     message = str(caught.value)
-    assert time.monotonic() - started < 2
+    assert "trying again" not in capsys.readouterr().err
     assert url in message
     assert str(cache_path(url)) in message
     assert "\n" not in message
@@ -570,20 +587,18 @@ def test_two_processes_download_once(server, url):
 
 
 def test_interrupted_download_ends_at_once(server, url):
-    faults(server, {"stall": 200_000})
+    faults(server, {"stall": 1000})
     code = f"from detcli.download import fetch; fetch({url!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, env={**os.environ, "DETCLI_TIMEOUT": "60"}
     )
     part = beside(cache_path(url), "part")
-    while not part.exists() or part.stat().st_size < 200_000:
-        assert process.poll() is None
-        time.sleep(0.01)
+    server.wait_until(lambda: part.exists() and part.stat().st_size == 1000)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode != 0
     assert fetch(url).read_bytes() == CONTENT
-    assert ranges(server) == [None, "bytes=200000-"]
+    assert ranges(server) == [None, "bytes=1000-"]
 
 
 def test_needs_no_torch():
