@@ -511,7 +511,7 @@ class _Fetcher:
         """Return the answer to a GET. Raises `_Failed`: `_Answered` when the answer is an error."""
         if urlsplit(address).scheme not in ("http", "https"):
             raise _Failed("only http and https are downloaded")
-        headers = {"User-Agent": "detcli", "Accept-Encoding": "identity", **headers}
+        headers = {"User-Agent": "detcli", **headers}
         with _network():
             response: HTTPResponse = self.opener.open(http.Request(address, headers=headers), timeout=self.timeout)
         return response

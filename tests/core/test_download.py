@@ -480,6 +480,7 @@ def test_chunked_answer_that_breaks_off_is_continued(server, url):
 def test_compressed_answer_is_refused(server, url):
     faults(server, {"headers": {"Content-Encoding": "gzip"}})
     assert "as gzip, which was not asked for" in str(get(url))
+    assert server.asked[0].headers["Accept-Encoding"] == "identity"
 
 
 def test_web_page_in_place_of_a_file(server, url):
