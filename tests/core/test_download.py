@@ -589,7 +589,9 @@ def test_two_processes_download_once(server, url):
 
 def test_interrupted_download_ends_at_once(server, url):
     faults(server, {"stall": 1000})
-    code = f"from detcli.download import fetch; fetch({url!r})"
+    # Where the tests run in the background, children would ignore the signal.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from detcli.download import fetch; fetch({url!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, env={**os.environ, "DETCLI_TIMEOUT": "60"}
     )
