@@ -83,9 +83,13 @@ def main() -> None:
 def _command() -> Any:
     """Return the command; groups have plain help and commands panels, since rich is slow to import."""
     group: Any = get_command(app)
-    for command in group.commands.values():
-        for leaf in getattr(command, "commands", {"": command}).values():
-            leaf.rich_markup_mode = "rich"
+    waiting = [group]
+    while waiting:
+        command = waiting.pop()
+        if hasattr(command, "commands"):
+            waiting += command.commands.values()
+        else:
+            command.rich_markup_mode = "rich"
     return group
 
 

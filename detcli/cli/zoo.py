@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from detcli.zoo.rows import File, Row
 
 app = typer.Typer(help="Find what the model zoos published, and download it.", no_args_is_help=True)
-app.command()(summary)
-app.command()(errata)
-app.command()(download)
-app.command()(verify)
-app.command()(bundle)
-app.command("import")(import_)
-app.add_typer(cache, name="cache")
 
 SHORTEST_ID = 60
 """Columns are left out rather than ids shown in fewer characters than this."""
@@ -112,6 +105,15 @@ def show(
         return
     for line in _described(row):
         typer.echo(line)
+
+
+app.command()(download)
+app.command()(verify)
+app.add_typer(cache, name="cache")
+app.command()(bundle)
+app.command("import")(import_)
+app.command()(summary)
+app.command()(errata)
 
 
 def _write(found: Sequence[Row], as_json: bool, sort: str = "") -> None:
