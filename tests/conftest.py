@@ -35,3 +35,14 @@ def server(monkeypatch):
     server = module.Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of an empty cache of downloads, which waits for no server longer than a moment."""
+    from detcli import download
+
+    monkeypatch.setenv("DETCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DETCLI_TIMEOUT", "0.3")
+    monkeypatch.setattr(download, "BACKOFF", 0.001)
+    return tmp_path / "cache"

@@ -21,13 +21,7 @@ OTHER = random.Random(1).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETCLI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("DETCLI_TIMEOUT", "0.3")
-    monkeypatch.setattr(module, "BACKOFF", 0.001)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

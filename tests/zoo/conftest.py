@@ -1,10 +1,12 @@
 """Sources made of text, in the place of the published ones."""
 
+import io
 import json
 import sys
 
 import pytest
 
+from detcli.cli import main
 from detcli.zoo import rows
 
 COLUMNS = ["Name", "lr sched", "box AP", "download"]
@@ -66,3 +68,19 @@ def made_up_zoo(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "DATA", folder)
     yield MadeUpZoo(folder)
     rows.source.cache_clear()
+
+
+@pytest.fixture
+def detcli(monkeypatch, capsys):
+    """Return a function that runs a command in this process and returns its status, output and errors."""
+
+    def run(*arguments, answer=""):
+        monkeypatch.setattr(sys, "argv", ["detcli", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return ended.value.code, said.out, said.err
+
+    return run

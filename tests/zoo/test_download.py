@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from detcli import download as module
-from detcli.cli import main
 from detcli.download import beside, cache_path
 
 AHEAD = 200_000
@@ -24,28 +22,7 @@ LOG = b'{"epoch": 1}\n' * 100
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 MD5 = hashlib.md5(WEIGHTS).hexdigest()
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETCLI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("DETCLI_TIMEOUT", "0.3")
-    monkeypatch.setattr(module, "BACKOFF", 0.001)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def detcli(monkeypatch, capsys):
-    """Return a function that runs a command in this process and returns its status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["detcli", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return ended.value.code, said.out, said.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def weights(url, digest=DIGEST[:8], kind="sha256"):

@@ -1,16 +1,13 @@
 """``detcli zoo verify``, ``cache``, ``bundle`` and ``import``."""
 
 import hashlib
-import io
 import json
 import random
-import sys
 import tarfile
 
 import pytest
 
 from detcli import download as module
-from detcli.cli import main
 from detcli.download import beside, cache_path, fetch, read_record
 
 WEIGHTS = random.Random(0).randbytes(100_000)
@@ -25,22 +22,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DETCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "BACKOFF", 0.001)
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def detcli(monkeypatch, capsys):
-    """Return a function that runs a command in this process and returns its status, output and errors."""
-
-    def run(*arguments, answer=""):
-        monkeypatch.setattr(sys, "argv", ["detcli", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return ended.value.code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
