@@ -14,7 +14,7 @@ from rich.console import Console
 
 from detcli.config import RunConfig, revise
 from detcli.engine.checkpoint import Checkpoint
-from detcli.engine.device import find_device, machine, memory_in_use
+from detcli.engine.device import find_device, machine, make_current, memory_in_use
 from detcli.engine.evaluate import detect_in
 from detcli.engine.model import load_model, prepare
 from detcli.engine.predictor import Predictor
@@ -77,9 +77,8 @@ def bench(
     Raises `DetcliError` as `detcli.engine.train.train` does.
     """
     device = find_device(config.train.device)
+    make_current(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
         torch.cuda.reset_peak_memory_stats(device)
     # Only here, not in the layers of the config: a backbone with random weights would be trained whole.
     run = Run(config.model_copy(update={"weights": "none"}), folder, Console(quiet=True), device, None)

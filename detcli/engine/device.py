@@ -64,6 +64,13 @@ def _keep_memory() -> None:
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
+def make_current(device: torch.device) -> None:
+    """Have this process compute on `device`: where it is a GPU, products of float32 matrices in TF32."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which the forward pass runs: autocast to bf16 or fp16, or nothing for fp32."""
     return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")

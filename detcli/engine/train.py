@@ -23,7 +23,7 @@ from detcli.config import RunConfig, load
 from detcli.data import make_loader, open_dataset
 from detcli.engine import distributed
 from detcli.engine.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from detcli.engine.device import autocast, find_device, memory_in_use
+from detcli.engine.device import autocast, find_device, make_current, memory_in_use
 from detcli.engine.ema import MovingAverage
 from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
 from detcli.engine.interrupts import Interrupted, Interrupts
@@ -69,9 +69,7 @@ def train(config: RunConfig, folder: Path, console: Console, resume: Checkpoint 
     finite, and `Interrupted` after a SIGINT or SIGTERM, when the step is finished and saved.
     """
     device = find_device(config.train.device, distributed.local_rank() if distributed.world_size() > 1 else None)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+    make_current(device)
     try:
         with distributed.joined(device):
             run = Run(config, folder, console, device, resume)

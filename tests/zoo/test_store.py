@@ -16,12 +16,7 @@ DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 NAME = f"atss_r50_fpn_1x_coco-{DIGEST[:8]}.pth"
 ATSS = "mmdet-v2/atss_r50_fpn_1x_coco"
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETCLI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "BACKOFF", 0.001)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
