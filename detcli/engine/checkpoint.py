@@ -35,6 +35,7 @@ class Checkpoint:
     classes: ClassMap
     metrics: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def weights(self) -> dict[str, Tensor]:
         """Read the model's tensors, on the CPU."""
@@ -58,10 +59,11 @@ def save_checkpoint(
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
     training_tensors: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint to `path` in one step: it is there whole, or what was there before stays.
 
-    Raises `DetcliError` when the folder can't be written or the disk is full.
+    `origin` says which file of another code base it was converted from. Raises `DetcliError` when the folder can't be written or the disk is full.
     """
     header = {
         "format": FORMAT,
@@ -70,17 +72,48 @@ def save_checkpoint(
         "metrics": dict(metrics or {}),
         "training": None if training is None else dict(training),
     }
+    if origin:
+        header["origin"] = dict(origin)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     for name, value in (training_tensors or {}).items():
         tensors[TRAINING + name] = value.detach().cpu().contiguous().clone()
+    hint = f"continue with `detcli train --resume {path.parent}`" if training else "run it again"
+    _write(path, tensors, header, f"What was saved before is untouched. Make room, then {hint}, or name another place.")
+
+
+def save_backbone(path: Path, weights: Mapping[str, Tensor], origin: Mapping[str, Any]) -> None:
+    """Write the tensors of a backbone, by the names in its own state dict, for ``--weights`` to start from.
+
+    Raises `DetcliError` as `save_checkpoint` does.
+    """
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    header = {"format": FORMAT, "backbone": True, "origin": dict(origin)}
+    _write(path, tensors, header, "Make room, then run it again, or name another place.")
+
+
+def is_backbone(path: Path) -> bool:
+    """Return whether the file at `path` holds a backbone alone, as `save_backbone` writes it."""
+    return path.is_file() and json.loads(_metadata(path).get("detcli", "{}")).get("backbone", False)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], hint: str) -> None:
     try:
         with written_whole(path) as temporary:
             save_file(tensors, temporary, metadata={"detcli": json.dumps(header)})
     except (OSError, SafetensorError) as error:
+        raise DetcliError(f"can't write the checkpoint {path}: {error}. {hint}") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file; raises `DetcliError` when it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
         raise DetcliError(
-            f"can't write the checkpoint {path}: {error}. What was saved before is untouched. Make room, then "
-            f"continue with `detcli train --resume {path.parent}`, or choose another --out."
-        ) from error
+            f"{path} is not a readable safetensors file (cut short, or of another format): {error}. Give a file that "
+            f"`detcli train` wrote; those of other code bases are read by `detcli convert auto {path} OUT`."
+        ) from None
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -97,20 +130,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         path = found[0]
     if not path.is_file():
         raise DetcliError(f"there is no checkpoint {path}.{_others_beside(path)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise DetcliError(
-            f"{path} is not a readable safetensors file (cut short, or of another format): {error}. "
-            f"Give a file that `detcli train` wrote."
-        ) from None
+    metadata = _metadata(path)
     if "detcli" not in metadata:
         raise DetcliError(
             f"{path} holds tensors but not the config of a detcli model. It was not saved by `detcli train`."
         )
     try:
         header = json.loads(metadata["detcli"])
+        if header.get("backbone"):
+            raise DetcliError(f"{path} holds a backbone alone. Start from it: `detcli train RECIPE --weights {path}`.")
         classes = ClassMap(tuple(header["classes"]["names"]), tuple(header["classes"]["ids"]))
         if header["format"] > FORMAT:
             raise DetcliError(
@@ -119,7 +147,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         config = load(header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise DetcliError(f"{path} has a damaged description: {error!r}. Save or download it again.") from None
-    return Checkpoint(path, config, classes, header.get("metrics") or {}, header.get("training"))
+    return Checkpoint(
+        path, config, classes, header.get("metrics") or {}, header.get("training"), header.get("origin") or {}
+    )
 
 
 def _others_beside(path: Path) -> str:

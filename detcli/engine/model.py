@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detcli.config import InputConfig, RunConfig
-from detcli.engine.checkpoint import Checkpoint, open_checkpoint
+from detcli.engine.checkpoint import Checkpoint, is_backbone, open_checkpoint
 from detcli.engine.device import DTYPES, Precision
 from detcli.errors import DetcliError
 from detcli.nn.detector import Detector
 from detcli.nn.fold import cast_weights, fold_norms, prepare_on_cpu
-from detcli.nn.weights import load_backbone, load_weights
+from detcli.nn.weights import load_backbone, load_backbone_file, load_weights
 from detcli.registry import build, find
 from detcli.structures import Batch, ClassMap
 
@@ -32,8 +33,8 @@ def build_model(config: RunConfig, num_classes: int) -> Detector:
 def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
     """Load the starting weights that `config.weights` names; return what was loaded, in words.
 
-    ``imagenet``: the backbone's, downloaded once; ``none``: nothing; otherwise a checkpoint for the same classes or,
-    with `config.reset_head`, for any: the layers that depend on classes then keep their random weights. Warns where
+    ``imagenet``: the backbone's, downloaded once; ``none``: nothing; otherwise a converted backbone, or a checkpoint
+    for the same classes or, with `config.reset_head`, for any: the layers that depend on classes then keep their random weights. Warns where
     the checkpoint's pictures were normalised in another way. Raises `DetcliError` when the weights are not there or do
     not fit.
     """
@@ -46,6 +47,9 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
             raise DetcliError(f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`.")
         load_backbone(model.backbone, url)
         return f"ImageNet weights of {backbone}"
+    if is_backbone(Path(config.weights)):
+        load_backbone_file(model.backbone, Path(config.weights))
+        return f"backbone weights of {config.weights}"
     checkpoint = open_checkpoint(config.weights)
     if checkpoint.classes.names != classes.names and not config.reset_head:
         raise DetcliError(

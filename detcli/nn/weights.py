@@ -23,12 +23,11 @@ COUNTER = ".num_batches_tracked"
 """A batch norm's counter, which files from before PyTorch 0.4.1 lack; it keeps its 0 then."""
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load `weights` into `model`, strictly.
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: str) -> None:
+    """Compare names and shapes of `weights` with a model's `own`, strictly.
 
-    Raises `DetcliError` listing names that are missing, left over or of another shape; the model is then unchanged.
+    Raises `DetcliError` listing names that are missing, left over or of another shape.
     """
-    own = model.state_dict()
     problems = [
         *(f"{name} is missing" for name in own if name not in weights),
         *(f"{name} is not in this model" for name in weights if name not in own),
@@ -41,19 +40,35 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise DetcliError(f"{origin} does not fit this model: {'; '.join(problems[:4])}{more}.")
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load `weights` into `model`, strictly.
+
+    Raises `DetcliError` as `check_fit` does; the model is then unchanged.
+    """
+    check_fit(model.state_dict(), weights, origin)
     model.load_state_dict(dict(weights))
 
 
 def load_backbone(backbone: nn.Module, url: str) -> None:
     """Load the file at `url` (.pth or .safetensors, names as torchvision's) into `backbone`.
 
-    What the file has for stages that the backbone lacks is left out. Raises `DetcliError` when the file can't
-    be had or read, and when anything else is missing, left over or of another shape.
+    Raises `DetcliError` as `load_backbone_file` does, and when the file can't be had.
     """
     try:
         path = fetch(url)
     except DetcliError as error:
         raise DetcliError(f"{error} Without it, train with `--weights none`.") from error
+    load_backbone_file(backbone, path)
+
+
+def load_backbone_file(backbone: nn.Module, path: Path) -> None:
+    """Load the file at `path` (.pth or .safetensors, names as torchvision's) into `backbone`.
+
+    What the file has for stages that the backbone lacks is left out. Raises `DetcliError` when the file can't
+    be read, and when anything else is missing, left over or of another shape.
+    """
     weights = {key: value for key, value in _read(path).items() if not _is_unused(key, backbone)}
     for key, value in backbone.state_dict().items():
         if key.endswith(COUNTER):
