@@ -63,7 +63,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint to `path` in one step: it is there whole, or what was there before stays.
 
-    `origin` says which file of another code base it was converted from. Raises `DetcliError` when the folder can't be written or the disk is full.
+    `origin` says which file of another code base it was converted from. Raises `DetcliError` when the folder can't be
+    written or the disk is full.
     """
     header = {
         "format": FORMAT,

@@ -34,9 +34,9 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
     """Load the starting weights that `config.weights` names; return what was loaded, in words.
 
     ``imagenet``: the backbone's, downloaded once; ``none``: nothing; otherwise a converted backbone, or a checkpoint
-    for the same classes or, with `config.reset_head`, for any: the layers that depend on classes then keep their random weights. Warns where
-    the checkpoint's pictures were normalised in another way. Raises `DetcliError` when the weights are not there or do
-    not fit.
+    for the same classes or, with `config.reset_head`, for any: the layers that depend on classes then keep their
+    random weights. Warns where the checkpoint's pictures were normalised in another way. Raises `DetcliError` when
+    the weights are not there or do not fit.
     """
     if config.weights == "none":
         return "random weights"
