@@ -34,6 +34,7 @@ def list_rows(
     dataset: Annotated[list[str] | None, typer.Option(help="As coco or lvis_v1.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="As detection or instance.")] = None,
     min_box_ap: Annotated[float | None, typer.Option("--min-box-ap", help="The lowest box AP, 0 to 100.")] = None,
+    status: Annotated[str, typer.Option(help="builds, converts or verified: rows that are so far, or further.")] = "",
     sort: Annotated[str, typer.Option(help="A figure or another field; the best first.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -58,10 +59,14 @@ def list_rows(
     }
     every = rows()
     found = select(every, {field: values for field, values in wanted.items() if values}, min_box_ap)
+    if status:
+        from detcli.zoo.status import reached
+
+        found = [row for row in found if reached(row, status)]
     if sort:
         check_fields([sort], every)
         found = ordered(found, sort)
-    _write(found, as_json, sort)
+    _write(found, as_json, sort, with_status=bool(status))
     typer.echo(f"{len(found)} of {len(every)} rows", err=True)
 
 
@@ -89,7 +94,7 @@ def show(
     name: Annotated[str, typer.Argument(help="An id, a config, a model id or a short name.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a row, and how to download and train its model.
+    """Show a row, how far detcli is with it, and how to download, evaluate and train its model.
 
     detcli zoo show mask_rcnn_r50_fpn_3x
     """
@@ -116,23 +121,31 @@ app.command()(summary)
 app.command()(errata)
 
 
-def _write(found: Sequence[Row], as_json: bool, sort: str = "") -> None:
+def _write(found: Sequence[Row], as_json: bool, sort: str = "", with_status: bool = False) -> None:
     """Write rows as JSON, a line each, or as a table."""
+    statuses: Sequence[str] = ()
+    if with_status:
+        from detcli.zoo.status import status
+
+        statuses = [status(row) for row in found]
     if as_json:
         import json
 
         from detcli.zoo.query import record
 
-        lines = ",\n".join(json.dumps(record(row), ensure_ascii=False) for row in found)
+        records = [record(row) for row in found]
+        for values, text in zip(records, statuses, strict=False):
+            values["status"] = text
+        lines = ",\n".join(json.dumps(values, ensure_ascii=False) for values in records)
         typer.echo(f"[\n{lines}\n]" if found else "[]")
     elif found:
         from detcli.cli.text import terminal_width
 
-        for line in _table(found, sort, terminal_width()):
+        for line in _table(found, sort, terminal_width(), statuses):
             typer.echo(line)
 
 
-def _table(found: Sequence[Row], sort: str, width: int | None) -> list[str]:
+def _table(found: Sequence[Row], sort: str, width: int | None, statuses: Sequence[str] = ()) -> list[str]:
     """Return the lines of a table of at most `width` characters, of any with None."""
     from detcli.cli.text import GAP, aligned, column_widths, shortened
     from detcli.zoo.query import as_text
@@ -147,6 +160,8 @@ def _table(found: Sequence[Row], sort: str, width: int | None) -> list[str]:
         cells = (as_text(row.figures[name]) if name in row.figures else "" for row in found)
         columns.append([LABELS.get(name, name), *cells])
     shown = dict(zip([*texts, *figures], columns, strict=True))
+    if statuses:
+        shown["status"] = ["status", *statuses]
     for name in ("PQ", "keypoint_AP", "prop_AR", "method", "backbone", "dataset", "sched"):
         header, *rows = zip(*shown.values(), strict=True)
         first, *others = column_widths(header, rows)
@@ -220,12 +235,29 @@ def _file(file: File, mirrors: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _commands(row: Row) -> Iterator[str]:
-    from detcli.zoo.names import weights_url
+    from pathlib import PurePosixPath
+    from shlex import quote
+    from urllib.parse import unquote
+
+    from detcli.zoo.names import short_name, weights_url
+    from detcli.zoo.status import reached, status
     from detcli.zoo.training import training
 
+    yield from _entry("status", [status(row)])
     url = weights_url(row)
     by_hand = url.partition("/")[0] == PAGE
     command = f"by hand, with a browser: https://{url}" if by_hand else f"detcli zoo download {row.id}"
     yield from _entry("download", [command if url else "no weights are linked"])
+    if reached(row, "converts"):
+        file = "FILE" if by_hand else quote(f"weights/{unquote(PurePosixPath(url).name)}")
+        out = quote(f"{short_name(row)}.safetensors")
+        yield from _entry(
+            "evaluate",
+            [
+                *([] if by_hand else [f"{command} --dest weights"]),
+                f"detcli convert auto {file} {out}",
+                f"detcli eval {out} --data path/to/{row.dataset}",
+            ],
+        )
     found = training(row)
     yield from _entry("train", [found.command or found.missing, *(f"but {text}" for text in found.differs)])

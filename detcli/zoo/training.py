@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from detcli.config import RunConfig, resolve
 from detcli.errors import UsageError
 from detcli.plugin import Recipe
-from detcli.registry import find_recipe, names, plugins
+from detcli.registry import find_recipe, find_schedule, names, plugins
 from detcli.zoo.names import short_name, weights_url
-from detcli.zoo.rows import Row
+from detcli.zoo.rows import Row, Schedule
 
 SETTINGS_OF = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy"}
 """What the name of a recipe says when it has the settings of a source; without it, they are those of mmdet-v2."""
 
 WITHOUT_MEANING = re.compile(r"\d+[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
 """Words in configs' names that a row has typed fields for, and images a device."""
+
+MEANINGS = {
+    "fcos": {"gn-head": "", "center-normbbox-centeronreg-giou": "tricks", "640-800": "mstrain"},
+}
+"""The words of a model's configs that recipes have other words for; an empty one: every recipe has it."""
+
+OF_TRAINING = re.compile(r"mstrain(-\w+)?|fp16")
+"""Words that say how a model was trained and leave the model as it is."""
 
 GIVEN_PROPOSALS = "pre-computed proposals"
 """The note of rows whose models take their proposals from a file."""
@@ -31,11 +40,16 @@ DEFAULT_BACKBONE = "r50"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The command that trains like a row, and what of the row it does not have; or what is missing for one."""
+    """The command that trains like a row, and what of the row it does not have; or what is missing for one.
+
+    `config` is what the command resolves to; `exact`: its model is the row's, whatever differs in its training.
+    """
 
     command: str = ""
     differs: tuple[str, ...] = ()
     missing: str = ""
+    config: RunConfig | None = None
+    exact: bool = False
 
 
 def training(row: Row) -> Training:
@@ -45,9 +59,11 @@ def training(row: Row) -> Training:
     or its recipe does not say all that the name of the row's config says, that is among what `differs`.
     """
     overlay = row.method if row.method in names("overlays") else ""
-    if not overlay and row.method not in plugins():
-        return Training(missing=f"there is no plugin for {row.method} yet")
     recipes = _recipes(row)
+    if not overlay and not recipes:
+        if row.method in plugins():
+            return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
+        return Training(missing=f"there is no plugin for {row.method} yet")
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
     given = row.model == TAKES_PROPOSALS
@@ -60,7 +76,7 @@ def training(row: Row) -> Training:
     backbone = _backbone(recipe, row)
     if backbone and backbone not in names("backbones"):
         return Training(missing=f"there is no backbone {row.backbone} yet")
-    sched = row.sched if row.sched in names("schedules") and row.sched != recipe.sched else ""
+    sched = _sched(recipe, row)
     try:
         config = resolve(
             recipe.name, backbone=backbone or None, sched=sched or None, overlays=[overlay] if overlay else []
@@ -71,43 +87,93 @@ def training(row: Row) -> Training:
     words = ["detcli train", recipe.name, *(f"{flag} {value}" for flag, value in flags.items() if value)]
     if given:
         words += [f"--set data.{name}=path/to/{name}" for name in ("proposals", "val_proposals")]
-    return Training(" ".join(words), tuple(_differences(row, config, said - _said(recipe, said))))
+    left = said - _said(recipe, said)
+    exact = all(OF_TRAINING.fullmatch(word) for word in left | _extra(recipe, row, said))
+    return Training(" ".join(words), tuple(_differences(row, config, left)), config=config, exact=exact)
 
 
 def _recipes(row: Row) -> list[Recipe]:
-    """Return the recipes for the row's model: those of the row's plugin, where that brings models of its own."""
+    """Return the recipes for the row's model: those of the row's plugin, where that brings models of its own.
+
+    A row of a dataset's paper is trained by a recipe of its model that is named after the dataset.
+    """
     found = {name: find_recipe(name) for name in names("recipes")}
     fitting = {name: recipe for name, recipe in found.items() if (recipe.model or name) == row.model}
     if row.method in names("models").values():
         fitting = {name: recipe for name, recipe in fitting.items() if names("recipes")[name] == row.method}
+    elif row.method not in names("overlays") and row.method not in plugins():
+        fitting = {name: recipe for name, recipe in fitting.items() if _dataset(row) in _words(name)}
     return list(fitting.values())
+
+
+def _dataset(row: Row) -> str:
+    """Return what recipes for the row's dataset are named after; nothing for COCO and its parts."""
+    first = row.dataset.partition("_")[0]
+    return "" if first == "coco" else first
+
+
+def _sched(recipe: Recipe, row: Row) -> str:
+    """Return the schedule that must be named for the row's: one of its numbers, or else of its name."""
+    if _is_scheduled(recipe, row):
+        return ""
+    if row.schedule:
+        for name in names("schedules"):
+            if _numbers(find_schedule(name).get("sched", {})) == _printed(row.schedule):
+                return name
+    return row.sched if row.sched in names("schedules") and row.sched != recipe.sched else ""
+
+
+def _is_scheduled(recipe: Recipe, row: Row) -> bool:
+    """Return whether the recipe has the row's schedule as it is."""
+    if row.schedule:
+        own = {**find_schedule(recipe.sched).get("sched", {}), **recipe.sched_args}
+        return _numbers(own) == _printed(row.schedule)
+    return recipe.sched == row.sched
+
+
+Numbers = tuple[str, int, tuple[int, ...]]
+"""A schedule's unit, length and drops."""
+
+
+def _numbers(sched: Mapping[str, Any]) -> Numbers:
+    return sched.get("unit", "epoch"), sched.get("length", 0), tuple(sched.get("drops", ()))
+
+
+def _printed(schedule: Schedule) -> Numbers:
+    return schedule.unit, schedule.length, schedule.drops
 
 
 def _differences(row: Row, config: RunConfig, left: set[str]) -> Iterator[str]:
     settings = SETTINGS_OF.get(row.source, "")
     if settings in left:
         yield f"the recipe has MMDetection's settings, not those of {row.source}"
-    if others := sorted(left - {settings}):
+    dataset = _dataset(row)
+    if dataset and dataset in left:
+        yield f"the recipe has settings for COCO, not those for {dataset}"
+    if others := sorted(left - {settings, dataset}):
         yield f"the row's config is also called {', '.join(others)}; see `detcli config {config.recipe}`"
     if row.schedule:
-        printed = (row.schedule.unit, row.schedule.length, list(row.schedule.drops))
-        ours = (config.sched.unit, config.sched.length, config.sched.drops)
+        printed, ours = _printed(row.schedule), _numbers(config.sched.model_dump())
         if printed != ours:
             yield f"the row's schedule is {_schedule(*printed)}, the command's {_schedule(*ours)}"
     elif row.sched and config.sched_name != row.sched:
         yield f"there is no schedule {row.sched}; the command's is {config.sched_name}"
 
 
-def _schedule(unit: str, length: int, drops: list[int]) -> str:
+def _schedule(unit: str, length: int, drops: tuple[int, ...]) -> str:
     name = "epochs" if unit == "epoch" else "iterations"
     return f"{length} {name}" + (f" ({', '.join(map(str, drops))})" if drops else "")
 
 
 def _variants(row: Row) -> Iterator[str]:
-    """Yield the words of the row's config that no typed field of the row stands for, and those of its source."""
+    """Yield the words of the row's config that no typed field stands for, and those of its dataset and source."""
     text = PurePosixPath(row.config).stem if row.config else short_name(row) if weights_url(row) else ""
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
-    yield from (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
+    meanings = MEANINGS.get(row.model, {})
+    words = (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
+    yield from filter(None, (meanings.get(word, word) for word in words))
+    if dataset := _dataset(row):
+        yield dataset
     if row.neck not in ("", "fpn"):
         yield row.neck
     if row.source in SETTINGS_OF:
@@ -120,12 +186,21 @@ def _said(recipe: Recipe, words: set[str]) -> set[str]:
     return {word for word in words if any(word == said or word.startswith(f"{said}-") for said in own)}
 
 
-def _fit(recipe: Recipe, row: Row, said: set[str]) -> tuple[bool, int, bool, int]:
-    """Return what makes a recipe the one for a row that is `said` to be something: says nothing else, most of it."""
+def _extra(recipe: Recipe, row: Row, said: set[str]) -> set[str]:
+    """Return what the recipe's name says and the row, which is `said` to be something, does not."""
     own = {word for word in _words(recipe.name) if not WITHOUT_MEANING.fullmatch(word)} - set(_words(row.model))
     covered = _said(recipe, said)
-    extra = {word for word in own if not any(word == given or given.startswith(f"{word}-") for given in covered)}
-    return not extra, len(covered), recipe.sched == row.sched, -len(recipe.name)
+    return {word for word in own if not any(word == given or given.startswith(f"{word}-") for given in covered)}
+
+
+def _fit(recipe: Recipe, row: Row, said: set[str]) -> tuple[bool, int, bool, int]:
+    """Return what makes a recipe the one for a row that is `said` to be something: says nothing else, most of it."""
+    return (
+        not _extra(recipe, row, said),
+        len(_said(recipe, said)),
+        _is_scheduled(recipe, row),
+        -len(recipe.name),
+    )
 
 
 def _words(name: str) -> list[str]:

@@ -1,0 +1,71 @@
+"""How far detcli is with a published row, computed from what there is: nobody writes a status down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from typing import Any, Literal
+
+from detcli.config import RunConfig
+from detcli.errors import unknown
+from detcli.registry import names
+from detcli.zoo.names import weights_url
+from detcli.zoo.rows import DATA, Row
+from detcli.zoo.training import training
+
+Status = Literal["listed", "builds", "converts", "verified"]
+
+STATUSES = ("listed", "builds", "converts", "verified")
+"""In their order; each needs the one before.
+
+listed: its row is data here. builds: a command builds its model, which differs from the row's in nothing but its
+training. converts: its weights are linked, and there are rules for their names. verified: a model of this config,
+converted from its origin's own file format, gives the numbers that the origin's code gave (`nox -s parity`).
+"""
+
+CONVERTERS = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy-v1", "mmdet-v2": "mmdet"}
+"""The source of `detcli convert` for the weights of each document."""
+
+SAME_NAMES = ("mmdet", "legacy-v1")
+"""Sources whose names are those of all models here."""
+
+SHARED_PARTS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn")
+"""Models of shared parts alone, which every source has rules for; the plugins of others bring theirs."""
+
+PARITY = DATA / "parity.json"
+"""What came of the reference cases: written by the session ``parity``, never by hand."""
+
+
+def status(row: Row) -> Status:
+    """Return how far detcli is with `row`, without torch."""
+    found = training(row)
+    if found.config is None or not found.exact:
+        return "listed"
+    if not weights_url(row) or not _has_rules(CONVERTERS[row.source], row.model):
+        return "builds"
+    return "verified" if digest(found.config) in _passed() else "converts"
+
+
+def reached(row: Row, wanted: str) -> bool:
+    """Return whether `row` has the status `wanted` or a later one; raises `UsageError` for one that there is not."""
+    if wanted not in STATUSES:
+        raise unknown("status", wanted, STATUSES, "detcli zoo list --help")
+    return STATUSES.index(status(row)) >= STATUSES.index(wanted)
+
+
+def digest(config: RunConfig) -> str:
+    """Return what stands for a config's model and input: equal where both are equal in every argument."""
+    parts: dict[str, Any] = config.model_dump(mode="json", include={"model", "input"})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _has_rules(source: str, model: str) -> bool:
+    return model in SHARED_PARTS or source in SAME_NAMES or f"{source}/{model}" in names("converters")
+
+
+@cache
+def _passed() -> frozenset[str]:
+    """Return the digests of the models whose reference cases pass."""
+    cases = json.loads(PARITY.read_text(encoding="utf-8")) if PARITY.is_file() else {}
+    return frozenset(case["config"] for case in cases.values() if case["passes"])
