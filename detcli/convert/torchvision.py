@@ -140,7 +140,7 @@ def _roi_align(size: int) -> dict[str, Any]:
 
 TWO_STAGE: dict[str, Any] = {
     "backbone": _backbone(0.0),
-    "whole_pixels": True,
+    "anchor_style": "torchvision",
     "clamp_below": False,
     "rpn_loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
     "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
@@ -154,7 +154,7 @@ SOURCES = {
             "name": "retinanet",
             "backbone": _backbone(0.0),
             "neck": {"name": "fpn", "start_level": 1, "extra": "on_output", "relu_before_extra": True},
-            "whole_pixels": True,
+            "anchor_style": "torchvision",
             "clamp_below": False,
             "max_per_image": 300,
         },

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+AnchorStyle: TypeAlias = Literal["exact", "torchvision", "v1", "detectron"]
 
 
 class AnchorGenerator:
@@ -14,11 +16,19 @@ class AnchorGenerator:
 
     An anchor has the area (base size * scale)^2 and a height of `ratio` times its width; `base_sizes` are the
     `strides` unless given. With `octave_base_scale`, the scales are octave_base_scale * 2^(i /
-    scales_per_octave) (Lin et al. 2017, RetinaNet, section 4). `center_offset` is the place of an anchor in
-    its cell, in base sizes. `order` says which varies slowest at one location: ``ratio`` as in MMDetection,
-    ``scale`` as in Detectron. `legacy` makes the whole-pixel anchors of MMDetection 1.x, whose boxes contain
-    their last pixel. `whole_pixels` is torchvision's way: sides are cut to whole pixels, corners rounded, and the
-    strides are those of `grid_strides`.
+    scales_per_octave) (Lin et al. 2017, RetinaNet, section 4). `order` says which varies slowest at one location:
+    ``ratio`` as in MMDetection, ``scale`` as in Detectron2.
+
+    `style` is how anchors lie on pixels:
+
+    - ``exact``: as computed, the middle on the corner of the cell (MMDetection 2, Detectron2).
+    - ``torchvision``: sides are cut to whole pixels, corners rounded; the strides are those of `grid_strides`.
+    - ``v1``: corners are rounded, boxes contain their last pixel (MMDetection 1).
+    - ``detectron``: boxes contain their last pixel; the sides of each ratio are rounded on a base box as large as the
+      base size, then scaled (Detectron, generate_anchors.py).
+
+    `center_offset` is the place of an anchor's middle in its cell, in base sizes, of which boxes that contain their
+    last pixel lack one pixel; None: 0.5 for these boxes, 0 for others.
     """
 
     def __init__(
@@ -30,34 +40,36 @@ class AnchorGenerator:
         octave_base_scale: float | None = None,
         scales_per_octave: int = 1,
         base_sizes: Sequence[float] | None = None,
-        center_offset: float = 0.0,
+        center_offset: float | None = None,
         order: Literal["ratio", "scale"] = "ratio",
-        legacy: bool = False,
-        whole_pixels: bool = False,
+        style: AnchorStyle = "exact",
     ) -> None:
         self.strides = tuple(strides)
-        self.whole_pixels = whole_pixels
+        self.whole_pixels = style == "torchvision"
         if octave_base_scale is not None:
             scales = [octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)]
         self.num_base_anchors = len(ratios) * len(scales)
         sides = torch.tensor(base_sizes or strides, dtype=torch.float32)
-        roots = torch.tensor(ratios, dtype=torch.float32).sqrt()
+        shares = torch.tensor(ratios, dtype=torch.float32)
+        widths, heights = sides[:, None] / shares.sqrt(), sides[:, None] * shares.sqrt()
+        if style == "detectron":
+            widths = widths.round()
+            heights = (widths * shares).round()
         factors = torch.tensor(scales, dtype=torch.float32)
         factors = factors.expand(len(sides), -1)
-        if whole_pixels:
+        if style == "torchvision":
             factors = (sides[:, None] * factors).floor() / sides[:, None]
         # [level, ratio, scale], then the two last in the order asked for
-        widths = (sides[:, None] / roots)[:, :, None] * factors[:, None]
-        heights = (sides[:, None] * roots)[:, :, None] * factors[:, None]
-        shapes = torch.stack([widths, heights], dim=-1)
+        shapes = torch.stack([widths, heights], dim=-1)[:, :, None] * factors[:, None, :, None]
         if order == "scale":
             shapes = shapes.transpose(1, 2)
         shapes = shapes.flatten(1, 2)
-        pixel = 1 if legacy else 0
-        centers = center_offset * (sides - pixel)[:, None, None]
+        pixel = 1 if style in ("v1", "detectron") else 0
+        offset = 0.5 * pixel if center_offset is None else center_offset
+        centers = offset * (sides - pixel)[:, None, None]
         half = 0.5 * (shapes - pixel)
         base = torch.cat([centers - half, centers + half], dim=-1)
-        self.base_anchors = base.round() if legacy or whole_pixels else base
+        self.base_anchors = base.round() if style in ("v1", "torchvision") else base
         self._cache: dict[tuple[tuple[tuple[int, int], ...], torch.device], list[Tensor]] = {}
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device | str) -> list[Tensor]:

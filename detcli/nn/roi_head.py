@@ -12,7 +12,7 @@ from torch.nn import functional
 from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
-from detcli.nn.box_coders import DeltaBoxCoder
+from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
@@ -66,6 +66,7 @@ def bbox_head(
     loss_cls: PartConfig,
     loss_bbox: PartConfig,
     decode_before_loss: bool,
+    coder_style: CoderStyle,
     clamp_below: bool,
 ) -> BBoxHead:
     """Return the head for maps of `in_channels` and `strides`."""
@@ -73,7 +74,7 @@ def bbox_head(
         build("roi_extractors", roi_extractor, strides=strides),
         in_channels,
         num_classes,
-        DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2), clamp_below=clamp_below),
+        DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2), clamp_below=clamp_below, style=coder_style),
         build("losses", loss_cls),
         build("losses", loss_bbox),
         channels=channels,

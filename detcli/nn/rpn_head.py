@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detcli.nn.anchors import AnchorGenerator, inside_images
+from detcli.nn.anchors import AnchorGenerator, AnchorStyle, inside_images
 from detcli.nn.assigners import AnchorAssigner
 from detcli.nn.blocks import normal_init
-from detcli.nn.box_coders import DeltaBoxCoder
+from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.losses import Loss
 from detcli.nn.postprocess import batched_nms
 from detcli.nn.processes import reduce_mean
@@ -49,12 +49,13 @@ def rpn_head(
     anchor_scales: tuple[float, ...],
     anchor_ratios: tuple[float, ...],
     anchor_border: int | None,
-    whole_pixels: bool = False,
+    anchor_style: AnchorStyle,
     assigner: PartConfig,
     sampler: PartConfig,
     loss_cls: PartConfig,
     loss_bbox: PartConfig,
     divisor: Literal["sampled", "capacity"],
+    coder_style: CoderStyle,
     clamp_below: bool,
     train_limits: ProposalLimits,
     test_limits: ProposalLimits,
@@ -63,13 +64,13 @@ def rpn_head(
     """Return the head for maps of `in_channels` and `strides`.
 
     Its convolution has `channels` outputs (None: `in_channels`). Anchors have the areas (stride x scale)^2
-    and heights of `anchor_ratios` times their width; for `whole_pixels` see `AnchorGenerator`.
+    and heights of `anchor_ratios` times their width; for the styles see `AnchorGenerator` and `DeltaBoxCoder`.
     """
     return RPNHead(
         in_channels,
         channels or in_channels,
-        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios, whole_pixels=whole_pixels),
-        DeltaBoxCoder(clamp_below=clamp_below),
+        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios, style=anchor_style),
+        DeltaBoxCoder(clamp_below=clamp_below, style=coder_style),
         build("assigners", assigner),
         build("samplers", sampler),
         build("losses", loss_cls),

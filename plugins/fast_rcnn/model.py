@@ -8,6 +8,8 @@ of RoI pooling, proposals of an RPN in place of selective search, 512 RoIs of ea
 
 from __future__ import annotations
 
+from typing import Literal
+
 from detcli.nn.detector import TwoStageDetector
 from detcli.nn.roi_head import RoIHead, bbox_head
 from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
@@ -32,6 +34,7 @@ def fast_rcnn(
     loss_cls: Loss = "cross_entropy",
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
+    coder_style: Literal["exact", "v1", "detectron"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
@@ -39,8 +42,9 @@ def fast_rcnn(
 ) -> TwoStageDetector:
     """Return the detector, which needs proposals in its batches' targets, also to detect.
 
-    `clamp_below` limits how much smaller than its proposal a box can be, not only how much larger;
-    `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps.
+    `coder_style` is what the side of a box is (see `DeltaBoxCoder`); `clamp_below` limits how much smaller than its
+    proposal a box can be, not only how much larger; `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
+    of overlaps.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -53,6 +57,7 @@ def fast_rcnn(
         loss_cls=loss_cls,
         loss_bbox=loss_bbox,
         decode_before_loss=decode_before_loss,
+        coder_style=coder_style,
         clamp_below=clamp_below,
     )
     head = RoIHead(

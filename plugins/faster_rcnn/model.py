@@ -25,7 +25,7 @@ def faster_rcnn(
     anchor_scales: tuple[float, ...] = (8.0,),
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_border: int | None = None,
-    whole_pixels: bool = False,
+    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
     feat_channels: int | None = None,
     rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
     rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
@@ -50,6 +50,7 @@ def faster_rcnn(
     loss_cls: Loss = "cross_entropy",
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
+    coder_style: Literal["exact", "v1", "detectron"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
@@ -58,9 +59,9 @@ def faster_rcnn(
     """Return the detector; without a neck, both stages work on the backbone's only map.
 
     `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any
-    number); `whole_pixels` has anchors lie as torchvision's do (see `AnchorGenerator`); `clamp_below` limits
-    how much smaller than its anchor or proposal a box can be, not only how much larger; `decode_before_loss`
-    gives `loss_bbox` boxes in pixels, for losses of overlaps.
+    number); `anchor_style` is how anchors lie on pixels (see `AnchorGenerator`), `coder_style` what the side of a
+    box is (see `DeltaBoxCoder`); `clamp_below` limits how much smaller than its anchor or proposal a box can be, not
+    only how much larger; `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps.
     """
     body = build("backbones", backbone)
     pyramid = neck and build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -72,12 +73,13 @@ def faster_rcnn(
         anchor_scales=anchor_scales,
         anchor_ratios=anchor_ratios,
         anchor_border=anchor_border,
-        whole_pixels=whole_pixels,
+        anchor_style=anchor_style,
         assigner=rpn_assigner,
         sampler=rpn_sampler,
         loss_cls=rpn_loss_cls,
         loss_bbox=rpn_loss_bbox,
         divisor=rpn_loss_divisor,
+        coder_style=coder_style,
         clamp_below=clamp_below,
         train_limits=ProposalLimits(train_nms_pre, train_proposals),
         test_limits=ProposalLimits(test_nms_pre, test_proposals),
@@ -92,6 +94,7 @@ def faster_rcnn(
         loss_cls=loss_cls,
         loss_bbox=loss_bbox,
         decode_before_loss=decode_before_loss,
+        coder_style=coder_style,
         clamp_below=clamp_below,
     )
     second_stage = RoIHead(

@@ -27,12 +27,14 @@ def rpn(
     anchor_scales: tuple[float, ...] = (8.0,),
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_border: int | None = 0,
+    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
     feat_channels: int | None = None,
     assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
     sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
     loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
     loss_bbox: Loss = "l1",
     loss_divisor: Literal["sampled", "capacity"] = "sampled",
+    coder_style: Literal["exact", "v1", "detectron"] = "exact",
     clamp_below: bool = True,
     nms_pre: int = 2000,
     nms_threshold: float = 0.7,
@@ -41,7 +43,9 @@ def rpn(
     """Return a detector of objects of any class; `num_classes` is not used.
 
     `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any
-    number); `clamp_below` limits how much smaller than its anchor a box can be, not only how much larger.
+    number); `anchor_style` is how anchors lie on pixels (see `AnchorGenerator`), `coder_style` what the side of a
+    box is (see `DeltaBoxCoder`); `clamp_below` limits how much smaller than its anchor a box can be, not only how much
+    larger.
     """
     body = build("backbones", backbone)
     pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
@@ -53,11 +57,13 @@ def rpn(
         anchor_scales=anchor_scales,
         anchor_ratios=anchor_ratios,
         anchor_border=anchor_border,
+        anchor_style=anchor_style,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,
         loss_bbox=loss_bbox,
         divisor=loss_divisor,
+        coder_style=coder_style,
         clamp_below=clamp_below,
         train_limits=limits,
         test_limits=limits,
