@@ -118,7 +118,7 @@ class RetinaHead(nn.Module):
         scores, index, labels = select_candidates(logits, [len(level) for level in levels], self.selection)
         chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
         boxes = self.box_coder.decode(torch.cat(levels)[index], chosen)
-        return select_detections(boxes, scores, labels, batch.sizes, self.selection)
+        return select_detections(boxes, scores, labels, batch.sizes - self.box_coder.pixel, self.selection)
 
     def _divisor(self, targets: DenseTargets) -> Tensor:
         if self.normalizer_momentum is None:
