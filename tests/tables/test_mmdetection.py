@@ -1,0 +1,367 @@
+"""Functions of detcli.nn against tables of MMDetection 2.28.2 with mmcv 1.7.2, in float32 on a CPU.
+
+An entry is a function (`op`) with its parameters, inputs, output and, where it has one, the gradient of the output's
+sum. One that detcli has nothing for is in `MISSING` and has parameters only.
+
+Tolerances: the same operations in another order differ by a few units in the last place, 1e-6 of the largest operand.
+Values are held to 1e-5 of themselves. What is a difference of larger numbers (a corner: centre less half a side) is
+held to 1e-6 of those.
+"""
+
+import gzip
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from detcli.data.annotations import bitmaps
+from detcli.nn import losses, roi_head
+from detcli.nn.anchors import AnchorGenerator
+from detcli.nn.assigners import atss, max_iou
+from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
+from detcli.nn.boxes import aligned_iou, pairwise_iou
+from detcli.nn.masks import crop_masks, paste_masks
+from detcli.nn.postprocess import SoftNMS, batched_nms, multiclass_nms, suppress
+from detcli.nn.roi_extractor import single_level
+from detcli.nn.roi_head import MaskHead, RoISample
+from detcli.structures import Target
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+ENTRIES = json.loads(gzip.decompress((Path(__file__).parent / "data/mmdetection.json.gz").read_bytes()))
+RELATIVE = 1e-5
+PIXELS = 1e-4  # of coordinates and overlaps' corners up to a few hundred pixels
+
+
+class Missing(NamedTuple):
+    """Entries that detcli has no function for, and what the function would be called when it has one, and where."""
+
+    op: str
+    params: dict
+    names: str
+    places: str = "detcli/nn plugins"
+
+
+MISSING = [
+    Missing("coder", {"type": "DeltaXYWHBBoxCoder", "add_ctr_clamp": True}, "ctr_clamp|cent(er|re)_clamp"),
+    Missing("coder", {"type": "TBLRBBoxCoder"}, "tblr"),
+    Missing("coder", {"type": "YOLOBBoxCoder"}, "yolo"),
+    Missing("coder", {"type": "PseudoBBoxCoder"}, "pseudo"),
+    Missing("coder", {"type": "BucketingBBoxCoder"}, "bucket"),
+    Missing("loss", {"type": "CrossEntropyLoss", "class_weight": [0.5, 1, 2, 1, 1, 1, 0.1]}, "class_weight"),
+    Missing("loss", {"type": "QualityFocalLoss"}, "quality_?focal|^qfl"),
+    Missing("loss", {"type": "DistributionFocalLoss"}, "distribution_?focal|^dfl"),
+    Missing("loss", {"type": "VarifocalLoss"}, "varifocal|^vfl"),
+    Missing("loss", {"type": "GaussianFocalLoss"}, "gaussian_?focal"),
+    Missing("loss", {"type": "BalancedL1Loss"}, "balanced_?l1"),
+    Missing("loss", {"type": "MSELoss"}, "mse|^l2"),
+    Missing("loss", {"type": "IoULoss", "mode": "square"}, "square", "detcli/nn/losses.py"),
+    Missing("loss", {"type": "DIoULoss"}, "diou"),
+    Missing("loss", {"type": "CIoULoss"}, "ciou"),
+    Missing("loss", {"type": "BoundedIoULoss"}, "bounded"),
+    Missing("loss", {"type": "GHMC"}, "ghm"),
+    Missing("loss", {"type": "GHMR"}, "ghm"),
+    Missing("loss", {"type": "AssociativeEmbeddingLoss"}, "associative"),
+    Missing("assigner", {"type": "MaxIoUAssigner", "gt_max_assign_all": False}, "assign_all|claim_all"),
+    Missing("assigner", {"type": "UniformAssigner"}, "^uniform(_?assigner)?$", "detcli/nn/assigners.py plugins"),
+    Missing("assigner", {"type": "HungarianAssigner"}, "hungarian"),
+    Missing("assigner", {"type": "PointAssigner"}, "^point$|reppoints"),
+    Missing("assigner", {"type": "GridAssigner"}, "^grid(_?assigner)?$"),
+    Missing("nms", {"offset": 1}, "offset|legacy|pixel", "detcli/nn/postprocess.py"),
+    Missing("nms_match", {}, "nms_?match"),
+    Missing("fast_nms", {}, "fast_?nms"),
+    Missing("roi_align", {"pool_mode": "max"}, "pool", "detcli/nn/roi_align.py detcli/nn/roi_extractor.py"),
+    Missing("deform_conv2d", {}, "deform|dcn"),
+    Missing("modulated_deform_conv2d", {}, "deform|dcn"),
+    Missing("carafe", {}, "carafe"),
+    Missing("deform_roi_pool", {}, "deform"),
+    Missing("corner_pool", {}, "corner_?pool"),
+    Missing("point_sample", {}, "point_?sample"),
+    Missing("simple_roi_align", {}, "simple_?roi"),
+    Missing("ms_deform_attn", {}, "deform"),
+    # detcli cuts and resizes bitmaps; MMDetection does the same to polygons where a pipeline keeps them.
+    Missing("polygons.areas", {}, "polygon_?area", "detcli"),
+    Missing("polygons.cropped", {}, "crop_?polygon|polygons?_?crop", "detcli"),
+    Missing("polygons.resized", {}, "resize_?polygon|polygons?_?resize", "detcli"),
+    Missing("polygons.crop_resize", {}, "crop_?and_?resize|crop_?resize", "detcli"),
+    Missing("anchors", {"type": "AnchorGenerator", "centers": ...}, "^centers$", "detcli/nn/anchors.py"),
+    Missing("anchors", {"type": "SSDAnchorGenerator"}, "ssd"),
+    Missing("anchors", {"type": "LegacySSDAnchorGenerator"}, "ssd"),
+    Missing("anchors", {"type": "YOLOAnchorGenerator"}, "yolo"),
+]
+
+
+def describe(entry):
+    """Return the name of an entry, or of the entries of a `Missing`: its function and what sets it apart."""
+    op, params = (entry.op, entry.params) if isinstance(entry, Missing) else (entry["op"], entry["params"])
+    rest = {key: value for key, value in params.items() if key not in ("type", "polygons", "nms_cfg", "centers")}
+    words = [
+        op,
+        params.get("type", ""),
+        *(f"{key}={value}" for key, value in (rest | params.get("nms_cfg", {})).items()),
+    ]
+    return " ".join(str(word) for word in words if word)
+
+
+def is_in(entry, missing):
+    same_op = entry["op"] == missing.op or entry["op"].startswith(f"{missing.op}.")
+    params = entry["params"]
+    return same_op and all(
+        key in params and (value is ... or params[key] == value) for key, value in missing.params.items()
+    )
+
+
+TESTED = []
+
+
+def entries(op):
+    """Return a decorator: the test runs once for each entry of `op` that is not missing."""
+    chosen = [entry for entry in ENTRIES if entry["op"] == op and not any(is_in(entry, item) for item in MISSING)]
+    assert chosen, op
+    TESTED.extend(id(entry) for entry in chosen)
+    return pytest.mark.parametrize("entry", chosen, ids=describe)
+
+
+def tensor(record):
+    return torch.tensor(record["data"], dtype=getattr(torch, record["dtype"])).reshape(record["shape"])
+
+
+def inputs(entry):
+    return {name: tensor(value) for name, value in entry["inputs"].items()}
+
+
+def close(ours, expected, relative=RELATIVE, absolute=1e-7):
+    torch.testing.assert_close(ours.detach(), expected, rtol=relative, atol=absolute)
+
+
+def test_names_are_found(named):
+    assert named("^giou$", "detcli/nn plugins") == ["giou"]
+    assert named("fcos|^sigma$", "detcli/nn/postprocess.py plugins/fcos") != []
+
+
+def test_every_entry_is_tested_or_missing():
+    listed = [id(entry) for entry in ENTRIES for item in MISSING if is_in(entry, item)]
+    assert sorted(TESTED + listed) == sorted(id(entry) for entry in ENTRIES)
+    assert [describe(item) for item in MISSING if not any(is_in(entry, item) for entry in ENTRIES)] == []
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=describe)
+def test_what_is_missing_is_nowhere(missing, named):
+    """A function of that name must be held to its entries: prepare their numbers, and take it off the list."""
+    assert named(missing.names, missing.places) == []
+
+
+def delta_coder(params):
+    stds = tuple(params.get("target_stds", (1.0, 1.0, 1.0, 1.0)))
+    return DeltaBoxCoder(stds=stds, style="v1" if params["type"].startswith("Legacy") else "exact")
+
+
+@entries("coder.encode")
+def test_encode(entry):
+    params, x = entry["params"], inputs(entry)
+    if params["type"] == "DistancePointBBoxCoder":
+        ours = DistanceBoxCoder().encode(x["points"], x["gt_bboxes"], params["max_dis"], params["eps"])
+    else:
+        ours = delta_coder(params).encode(x["bboxes"], x["gt_bboxes"])
+    close(ours, tensor(entry["output"]), absolute=1e-5)  # a shift is a difference of centres
+
+
+@entries("coder.decode")
+def test_decode(entry):
+    params, x = entry["params"], inputs(entry)
+    limit = torch.tensor(params["max_shape"]) if params.get("clip_border", True) else None
+    if params["type"] == "DistancePointBBoxCoder":
+        ours = DistanceBoxCoder().decode(x["points"], x["pred_bboxes"], limit)
+    else:
+        deltas = x["pred_bboxes"].unflatten(1, (-1, 4))
+        ours = delta_coder(params).decode(x["bboxes"][:, None], deltas, limit).flatten(1)
+    close(ours, tensor(entry["output"]), absolute=PIXELS)
+
+
+@entries("bbox_overlaps")
+def test_overlaps(entry):
+    overlap = aligned_iou if entry["params"].get("is_aligned") else pairwise_iou
+    x = inputs(entry)
+    close(overlap(x["b1"], x["b2"], entry["params"]["mode"]), tensor(entry["output"]), absolute=1e-6)
+
+
+LOSSES = {
+    "CrossEntropyLoss": lambda use_sigmoid=False: losses.cross_entropy(sigmoid=use_sigmoid),
+    "FocalLoss": lambda alpha, gamma, loss_weight=1.0: losses.focal(alpha=alpha, gamma=gamma, weight=loss_weight),
+    "L1Loss": losses.l1,
+    "SmoothL1Loss": losses.smooth_l1,
+    "IoULoss": lambda linear=False: losses.iou(mode="linear" if linear else "log"),
+    "GIoULoss": losses.giou,
+}
+
+
+@entries("loss")
+def test_loss_and_its_gradient(entry, monkeypatch):
+    params, x = dict(entry["params"]), inputs(entry)
+    pred = x["pred"].requires_grad_()
+    if params.pop("use_mask", False):
+        value = mask_loss(pred, x["target"], x["label"], monkeypatch)[None]
+    else:
+        avg_factor = params.pop("avg_factor")
+        value = LOSSES[params.pop("type")](**params)(pred, x["target"], x["w"], avg_factor)
+    value.sum().backward()
+    close(value, tensor(entry["output"]))
+    close(pred.grad, tensor(entry["grad_of_sum"]["pred"]))
+
+
+def mask_loss(pred, target, labels, monkeypatch):
+    """Return the loss of a mask head whose logits are `pred` [P,C,S,S], of RoIs whose masks are `target` [P,S,S]."""
+    count, classes = pred.shape[:2]
+    head = MaskHead(single_level(strides=(4,)), 1, classes, channels=1, num_convs=0)
+    monkeypatch.setattr(head, "forward", lambda features, rois, classes: pred[torch.arange(count), classes])
+    monkeypatch.setattr(roi_head, "crop_masks", lambda masks, boxes, index, size: target)
+    boxes, all_rows = torch.zeros(count, 4), torch.ones(count, dtype=torch.bool)
+    sample = RoISample(boxes, boxes, torch.arange(count), labels, all_rows, all_rows, count)
+    return head.losses([], [sample], [Target(boxes, labels, masks=target)])["loss_mask"]
+
+
+@entries("assigner")
+def test_assignment(entry):
+    params, x = entry["params"], inputs(entry)
+    if params["type"] == "ATSSAssigner":
+        assign = atss(topk=params["topk"])
+    else:
+        assign = max_iou(
+            positive=params["pos_iou_thr"],
+            negative=params["neg_iou_thr"],
+            min_positive=params["min_pos_iou"],
+            match_low_quality=params.get("match_low_quality", True),
+            ignore_iof=params["ignore_iof_thr"],
+        )
+    target = Target(x["gt_bboxes"], x["gt_labels"], ignored=x.get("gt_bboxes_ignore", torch.zeros(0, 4)))
+    ours = assign(x["bboxes"], target, params.get("num_level_bboxes", [len(x["bboxes"])]), None)
+    expected = {name: tensor(value) for name, value in entry["output"].items()}
+    # MMDetection counts from 1, with 0 for background and -1 for what takes no part.
+    assert ours.gt_index.tolist() == (expected["gt_inds"] - 1).tolist()
+    positive = ours.gt_index >= 0
+    assert positive.any()
+    assert x["gt_labels"][ours.gt_index[positive]].tolist() == expected["labels"][positive].tolist()
+    close(ours.iou[positive], expected["max_overlaps"][positive])
+
+
+def no_labels(boxes):
+    return torch.zeros(len(boxes), dtype=torch.int64)
+
+
+@entries("nms")
+def test_nms(entry):
+    params, x = entry["params"], inputs(entry)
+    dets, index = map(tensor, entry["output"])
+    if "score_threshold" in params:
+        boxes, scores, _, keep = multiclass_nms(
+            x["b"], x["s"][:, None], params["score_threshold"], params["iou_threshold"], params["max_num"]
+        )
+    else:
+        keep = batched_nms(x["b"], x["s"], no_labels(x["b"]), params["iou_threshold"])
+        boxes, scores = x["b"][keep], x["s"][keep]
+    assert keep.tolist() == index.tolist()
+    assert torch.equal(torch.cat([boxes, scores[:, None]], 1), dets)
+
+
+@entries("soft_nms")
+def test_soft_nms(entry):
+    params, x = entry["params"], inputs(entry)
+    dets, index = map(tensor, entry["output"])
+    # The naive method is hard NMS.
+    soft = None if params["method"] == "naive" else SoftNMS(params["method"], params["sigma"], params["min_score"])
+    keep, scores = suppress(x["b"], x["s"], no_labels(x["b"]), params["iou_threshold"], 100, soft)
+    assert keep.tolist() == index.tolist()
+    close(torch.cat([x["b"][keep], scores[:, None]], 1), dets)
+
+
+@entries("batched_nms")
+def test_batched_nms(entry):
+    config, x = entry["params"]["nms_cfg"], inputs(entry)
+    dets, index = map(tensor, entry["output"])
+    soft = SoftNMS(min_score=config["min_score"]) if config["type"] == "soft_nms" else None
+    labels = no_labels(x["b"]) if config.get("class_agnostic") else x["ids"]
+    keep, scores = suppress(x["b"], x["s"], labels, config["iou_threshold"], config.get("max_num", 100), soft)
+    assert keep.tolist() == index.tolist()
+    close(torch.cat([x["b"][keep], scores[:, None]], 1), dets)
+
+
+@entries("multiclass_nms")
+def test_multiclass_nms(entry):
+    params, x = entry["params"], inputs(entry)
+    dets, labels = map(tensor, entry["output"])
+    boxes = x["b"] if x["b"].shape[1] == 4 else x["b"].unflatten(1, (-1, 4))
+    limits = params["score_thr"], params["iou_threshold"], params["max_num"]
+    boxes, scores, found, rows = multiclass_nms(boxes, x["s"][:, :-1], *limits)
+    assert torch.equal(torch.cat([boxes, scores[:, None]], 1), dets)
+    assert found.tolist() == labels.tolist()
+    assert torch.equal(x["s"][rows, found], scores)
+
+
+@entries("roi_align")
+def test_roi_align(entry):
+    params, x = entry["params"], inputs(entry)
+    feature = x["x"].requires_grad_()
+    extract = single_level(
+        strides=(round(1 / params["spatial_scale"]),),
+        output_size=params["output_size"],
+        sampling_ratio=params["sampling_ratio"],
+        aligned=params["aligned"],
+    )
+    pooled = extract([feature], x["rois"])
+    pooled.sum().backward()
+    close(pooled, tensor(entry["output"]), absolute=1e-6)  # sums of values of both signs
+    close(feature.grad, tensor(entry["grad_of_sum"]["x"]), absolute=1e-6)
+
+
+@entries("do_paste_mask")
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_paste(entry, threshold):
+    params, x = entry["params"], inputs(entry)
+    values = torch.zeros(len(x["boxes"]), params["img_h"], params["img_w"])
+    # Rows and columns of the picture that hold all boxes, or all of it.
+    part = [slice(*(int(tensor(end)) for end in ends)) for ends in entry["output"]["spatial"]]
+    values[:, *part] = tensor(entry["output"]["out"])
+    ours = paste_masks(x["masks"][:, 0], x["boxes"], (params["img_h"], params["img_w"]), threshold)
+    assert torch.equal(ours, (values >= threshold).byte())
+
+
+@entries("mask_target")
+def test_mask_target(entry):
+    x = inputs(entry)
+    ours = crop_masks(x["masks"], x["proposals"], x["inds"], entry["params"]["mask_size"])
+    assert torch.equal(ours, tensor(entry["output"]))
+
+
+def drawn(params, mirror=False):
+    width = params["width"]
+    segmentations = [[np.array(polygon) for polygon in parts] for parts in params["polygons"]]
+    if mirror:
+        for polygon in (polygon for parts in segmentations for polygon in parts):
+            polygon[::2] = width - polygon[::2]
+    return torch.from_numpy(bitmaps(segmentations, (params["height"], width))).bool()
+
+
+@entries("polygons.bitmap")
+def test_polygons_are_filled(entry):
+    assert torch.equal(drawn(entry["params"]), tensor(entry["output"]))
+
+
+@entries("polygons.flipped")
+def test_mirrored_polygons_are_filled(entry):
+    assert torch.equal(drawn(entry["params"], mirror=True), tensor(entry["output"]))
+
+
+@entries("anchors")
+def test_anchors(entry):
+    config = dict(entry["params"])
+    style = "v1" if config.pop("type") == "LegacyAnchorGenerator" else "exact"
+    generate = AnchorGenerator(config.pop("strides"), style=style, **config)
+    assert [generate.num_base_anchors] * len(generate.strides) == entry["num_base"]
+    close(generate.base_anchors, torch.tensor(entry["base_anchors"]), absolute=1e-5)
+    sizes = [tuple(size) for size in entry["sizes"]]
+    for level, size, rows in zip(generate(sizes, "cpu"), sizes, entry["rows"], strict=True):
+        assert len(level) == size[0] * size[1] * generate.num_base_anchors
+        close(torch.cat([level[:12], level[-3:]]), torch.tensor(rows), absolute=1e-5)
