@@ -55,7 +55,7 @@ def run(images: int = IMAGES, runs: int = 3) -> list[Row]:
     """Return the row of seconds; raises `AssertionError` where a figure differs by more than `TOLERANCE`."""
     ground_truth, results = data(images)
     backends = [
-        partial(evaluate, ground_truth, results, kind="bbox", backend=name) for name in ("faster", "pycocotools")
+        partial(evaluate, ground_truth, results, task="box", backend=name) for name in ("faster", "pycocotools")
     ]
     ours, theirs = (backend() for backend in backends)
     for one, other in ((ours.metrics, theirs.metrics), (ours.per_class, theirs.per_class)):

@@ -71,6 +71,12 @@ plugin = Plugin(
         "iou": Part("detcli.nn.losses:iou", summary="-log IoU, or 1 - IoU"),
         "giou": Part("detcli.nn.losses:giou", summary="1 - generalised IoU"),
     },
+    evaluators={
+        "faster": Part("detcli.eval.coco:coco", summary="COCO's figures, by faster-coco-eval"),
+        "pycocotools": Part(
+            "detcli.eval.coco:coco", {"backend": "pycocotools"}, summary="COCO's figures, by pycocotools; the same"
+        ),
+    },
     datasets={
         "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded")
     },

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from detcli.errors import UsageError, nearest, unknown
 from detcli.plugin import Overlay, PartConfig, Recipe
@@ -123,11 +123,17 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """How results are measured and shown."""
+    """How results are measured and shown; `evaluator` is a name in the slot of evaluators."""
 
-    evaluator: Literal["faster", "pycocotools"] = "faster"
+    evaluator: str = "faster"
     batch: int = Field(1, ge=1)
     show: int = Field(8, ge=0)
+
+    @field_validator("evaluator")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find("evaluators", name)
+        return name
 
 
 class RunConfig(Section):

@@ -33,6 +33,7 @@ PART_SLOTS = (
     "losses",
     "transforms",
     "datasets",
+    "evaluators",
     "converters",
 )
 """The slots of a `Plugin` that map a name to a buildable `Part`."""
@@ -113,6 +114,7 @@ class Plugin:
     losses: Mapping[str, Part | str] = field(default_factory=dict)
     transforms: Mapping[str, Part | str] = field(default_factory=dict)
     datasets: Mapping[str, Part | str] = field(default_factory=dict)
+    evaluators: Mapping[str, Part | str] = field(default_factory=dict)
     converters: Mapping[str, Part | str] = field(default_factory=dict)
     schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipes: tuple[Recipe, ...] | list[Recipe] = ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from detcli.config import resolve
 from detcli.errors import DetcliError, unknown
+from detcli.eval.evaluator import MAIN, measure, tasks_of
 from detcli.nn.detector import Detector
 from detcli.plugin import PART_SLOTS, Plugin, Recipe
 from detcli.registry import Found, build, find, names, plugins
@@ -118,6 +119,8 @@ def _check_part(slot: str, name: str) -> None:
         _require(key in static, f"{slot} {name!r} presets {key!r}, which {part.ref} does not have.")
     if slot == "backbones":
         _check_backbone(name)
+    if slot == "evaluators":
+        _check_evaluator(name)
 
 
 def _check_backbone(name: str) -> None:
@@ -128,6 +131,21 @@ def _check_backbone(name: str) -> None:
     shapes = tuple((x.shape[1], HEIGHT // x.shape[2]) for x in features)
     said = tuple(zip(backbone.out_channels, backbone.strides, strict=True))
     _require(shapes == said, f"backbone {name!r} says (channels, stride) {said}, and returns {shapes}.")
+
+
+def _check_evaluator(name: str) -> None:
+    """Hold an evaluator to the figures of nothing found, of each task that it says it measures."""
+    _require(tasks_of(name), f"evaluator {name!r} must take `task`, a Literal of the tasks that it measures.")
+    square = {"bbox": [10, 10, 40, 40], "area": 1600, "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, **square}],
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    for task in tasks_of(name):
+        _require(task in MAIN, f"evaluator {name!r}: {task!r} is no task; there is {', '.join(MAIN)}.")
+        figures = measure(name, task, truth, []).metrics
+        _require(figures.get(MAIN[task]) == 0, f"evaluator {name!r}: {MAIN[task]} of nothing found must be 0.")
 
 
 def _check_recipe(recipe: Recipe) -> None:

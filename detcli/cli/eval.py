@@ -22,7 +22,7 @@ def eval(
     workers: options.Workers = None,
     device: options.Device = "auto",
     precision: options.Precision = None,
-    evaluator: options.Evaluator = None,
+    evaluator: options.Evaluator = "",
     out: Annotated[
         Path | None, typer.Option(help="The folder for results; eval/ beside the checkpoint without.")
     ] = None,

@@ -46,8 +46,8 @@ Precision = Annotated[
     typer.Option(help="The type of most arithmetic; fp32 without.", rich_help_panel=SPEED),
 ]
 Evaluator = Annotated[
-    Literal["faster", "pycocotools"] | None,
-    typer.Option(help="What measures AP; both give the same figures."),
+    str,
+    typer.Option(help="What measures: faster and pycocotools as COCO does; see `detcli list evaluators`."),
 ]
 
 

@@ -80,7 +80,7 @@ def train(
     early_stop: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without a better figure.")
     ] = None,
-    evaluator: options.Evaluator = None,
+    evaluator: options.Evaluator = "",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files, too.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/MODEL without.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")] = False,

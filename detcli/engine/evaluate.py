@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,19 +14,13 @@ from detcli.data import DetectionDataset, make_loader
 from detcli.engine import distributed
 from detcli.engine.device import Precision, autocast
 from detcli.engine.model import Normalizer
-from detcli.eval.coco import Result, evaluate
+from detcli.eval.evaluator import MAIN, measure
 from detcli.eval.results import rescale_boxes, to_coco
 from detcli.nn.detector import Detector
 from detcli.structures import Detections, ImageInfo
 
 T = TypeVar("T")
 MISSING: Any = object()
-
-KINDS: dict[str, Literal["bbox", "segm", "proposal"]] = {
-    "box": "bbox",
-    "mask": "segm",
-    "proposal": "proposal",
-}
 
 
 @dataclass(slots=True)
@@ -42,7 +36,7 @@ class Evaluation:
 
 def primary_metric(model: Detector) -> str:
     """Return the name of the figure that says which checkpoint is best: that of the model's last task."""
-    return {"box": "box_AP", "mask": "mask_AP", "proposal": "prop_AR"}[model.tasks[-1]]
+    return MAIN[model.tasks[-1]]
 
 
 def detect_in(
@@ -124,7 +118,7 @@ def _measure(evaluation: Evaluation, model: Detector, dataset: DetectionDataset,
         if task == "mask" and not dataset.has_masks:
             evaluation.notes.append("mask AP was not measured: the data have no masks")
             continue
-        result: Result = evaluate(ground_truth, evaluation.results, kind=KINDS[task], backend=config.eval.evaluator)
+        result = measure(config.eval.evaluator, task, ground_truth, evaluation.results)
         evaluation.metrics |= result.metrics
         evaluation.per_class[task] = result.per_class
         evaluation.notes += result.notes

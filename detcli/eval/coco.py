@@ -7,7 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from detcli.errors import DetcliError
+from detcli.eval.evaluator import MAIN, Evaluator, Result
 
-Kind = Literal["bbox", "segm", "proposal"]
+Task = Literal["box", "mask", "proposal"]
 Backend = Literal["faster", "pycocotools"]
 
-PREFIXES = {"bbox": "box", "segm": "mask", "proposal": "prop"}
 SIZES = {
     "s": "small objects (below 32x32 pixels)",
     "m": "medium objects (32x32 to 96x96 pixels)",
@@ -27,21 +27,15 @@ SIZES = {
 }
 
 
-@dataclass(slots=True)
-class Result:
-    """The figures of one kind of result.
-
-    `metrics` are in percent under names such as ``box_AP50``, -1 where there is nothing to measure.
-    `per_class` is the AP of each class name. `notes` say why a figure is -1 or 0.
-    """
-
-    metrics: dict[str, float]
-    per_class: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+def coco(
+    *, task: Literal["box", "mask", "proposal"], backend: Literal["faster", "pycocotools"] = "faster"
+) -> Evaluator:
+    """Return COCO's evaluation of one task; both backends give the same figures."""
+    return partial(evaluate, task=task, backend=backend)
 
 
 def evaluate(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], *, kind: Kind, backend: Backend = "faster"
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], *, task: Task, backend: Backend = "faster"
 ) -> Result:
     """Measure `results` (COCO results) against `ground_truth` (a COCO dict); neither is changed.
 
@@ -53,22 +47,23 @@ def evaluate(
     images = [{**image, "id": int(image["id"])} for image in ground_truth["images"]]
     if not images:
         raise DetcliError("nothing to evaluate on: the ground truth has no images")
-    categories = [{"id": 1, "name": "object"}] if kind == "proposal" else ground_truth["categories"]
+    categories = [{"id": 1, "name": "object"}] if task == "proposal" else ground_truth["categories"]
     notes: list[str] = []
-    objects = _objects(ground_truth, kind, notes)
-    found = _found(images, categories, results, kind, notes)
+    objects = _objects(ground_truth, task, notes)
+    found = _found(images, categories, results, task, notes)
 
     dataset = {"images": images, "categories": categories, "annotations": objects}
     detected = {"images": images, "categories": categories, "annotations": found}
-    max_detections = [100, 300, 1000] if kind == "proposal" else [1, 10, 100]
-    iou_type = "segm" if kind == "segm" else "bbox"
+    max_detections = [100, 300, 1000] if task == "proposal" else [1, 10, 100]
+    iou_type = "segm" if task == "mask" else "bbox"
     precision, recall = _run(backend, dataset, detected, iou_type, max_detections)
 
-    prefix = PREFIXES[kind]
+    main = MAIN[task]
+    prefix = main.partition("_")[0]
     # precision [IoU, recall, class, size, detections]; recall [IoU, class, size, detections]; size 0: all.
     metrics: dict[str, float] = {}
     per_class: dict[str, float] = {}
-    if kind == "proposal":
+    if task == "proposal":
         metrics["prop_AR"] = _percent(recall[..., 0, -1])
     else:
         metrics[f"{prefix}_AP"] = _percent(precision[..., 0, -1])
@@ -83,12 +78,11 @@ def evaluate(
     for position, size in enumerate(SIZES, 1):
         metrics[f"{prefix}_AR{size}"] = _percent(recall[..., position, -1])
 
-    main = f"{prefix}_AR" if kind == "proposal" else f"{prefix}_AP"
     notes.extend(_explain(main, metrics, per_class, len(results), len(found)))
     return Result(metrics, per_class, notes)
 
 
-def _objects(ground_truth: dict[str, Any], kind: Kind, notes: list[str]) -> list[dict[str, Any]]:
+def _objects(ground_truth: dict[str, Any], task: Task, notes: list[str]) -> list[dict[str, Any]]:
     """Return what COCO evaluation reads of the annotations, numbered from 1 (to it, id 0 is "no match")."""
     sizes = {int(image["id"]): (image["height"], image["width"]) for image in ground_truth["images"]}
     objects = []
@@ -97,12 +91,12 @@ def _objects(ground_truth: dict[str, Any], kind: Kind, notes: list[str]) -> list
         item = {
             "id": number,
             "image_id": int(annotation["image_id"]),
-            "category_id": 1 if kind == "proposal" else annotation["category_id"],
+            "category_id": 1 if task == "proposal" else annotation["category_id"],
             "bbox": annotation["bbox"],
             "iscrowd": int(annotation.get("iscrowd", 0)),
             "area": annotation.get("area"),
         }
-        if kind == "segm":
+        if task == "mask":
             size = sizes[item["image_id"]]
             segmentation = annotation.get("segmentation")
             if not segmentation:
@@ -124,7 +118,7 @@ def _found(
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
     results: list[dict[str, Any]],
-    kind: Kind,
+    task: Task,
     notes: list[str],
 ) -> list[dict[str, Any]]:
     """Return the usable results with what COCO evaluation reads, and note what is left out."""
@@ -134,7 +128,7 @@ def _found(
     unknown_images = broken = 0
     found: list[dict[str, Any]] = []
     for result in results:
-        category_id = 1 if kind == "proposal" else result["category_id"]
+        category_id = 1 if task == "proposal" else result["category_id"]
         if category_id not in category_ids:
             unknown_categories[category_id] += 1
         elif result["image_id"] not in image_ids:
@@ -150,7 +144,7 @@ def _found(
                 "score": result["score"],
                 "iscrowd": 0,
             }
-            if kind == "segm":
+            if task == "mask":
                 # The size of a found mask is its own area, not that of its box.
                 item["segmentation"] = result["segmentation"]
             item["area"] = _area(item)

@@ -21,7 +21,7 @@ def show_metrics(
 ) -> None:
     """Print the figures as tables, then the AP of each class, then the notes.
 
-    `metrics` are named as in `detcli.eval.coco.Result`, of one or more kinds; `per_class` maps a kind (box,
+    `metrics` are named as in `detcli.eval.evaluator.Result`, of one or more kinds; `per_class` maps a kind (box,
     mask) to AP by class name.
     """
     for family, title in FAMILIES.items():

@@ -1,0 +1,62 @@
+"""What measures a model: the evaluators that the slot holds, what they are given and what they return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, get_args
+
+from detcli import registry
+from detcli.signature import read
+
+MAIN = {"box": "box_AP", "mask": "mask_AP", "proposal": "prop_AR"}
+"""The figure of each task that runs are compared by. Figures are named after their task: ``mask_AP50``."""
+
+STANDARD = {"box": "faster", "mask": "faster", "proposal": "faster"}
+"""The evaluator of each task where the chosen one does not measure it."""
+
+
+@dataclass(slots=True)
+class Result:
+    """The figures of one task.
+
+    `metrics` are in percent under names such as ``box_AP50``, -1 where there is nothing to measure; among them is that
+    of `MAIN`. `per_class` is the AP of each class name. `notes` say why a figure is -1 or 0.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Evaluator(Protocol):
+    """What a builder in the ``evaluators`` slot returns: it measures one task."""
+
+    def __call__(self, ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Result:
+        """Return the figures of `results` (COCO results) on `ground_truth` (a COCO dict); neither is changed.
+
+        Images and categories of the ground truth have what else the dataset says of them, as LVIS' ``frequency``.
+        Raises `DetcliError` where they don't suffice.
+        """
+        ...
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """Return the tasks that the evaluator called `name` measures: what its builder's argument `task` may be.
+
+    The evaluator is not imported. Raises `UsageError` when there is none of that name.
+    """
+    known = {parameter.name: parameter for parameter in read(registry.find("evaluators", name).ref)}
+    return get_args(known["task"].annotation) if "task" in known else ()
+
+
+def measure(name: str, task: str, ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Result:
+    """Return the figures of a task by the evaluator called `name`, or by the standard one if that can't measure it."""
+    notes = []
+    if task not in tasks_of(name):
+        if name not in STANDARD.values():
+            notes.append(f"{MAIN[task]} is that of {STANDARD[task]}: the evaluator {name} has none")
+        name = STANDARD[task]
+    evaluator: Evaluator = registry.build("evaluators", name, task=task)
+    result = evaluator(ground_truth, results)
+    result.notes = [*notes, *result.notes]
+    return result
