@@ -8,24 +8,37 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detcli.errors import DetcliError
 
-COUNTER = "num_batches_tracked"
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to the values of a tensor; `name` is what a report calls it."""
+    """What happens to the values of a tensor; `name` is what a report calls it.
+
+    `apply` returns the tensor itself where nothing has to change.
+    """
 
     name: str
     apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A tensor that is made beside another one, because we have it and the file does not; `why` says why.
+
+    `name` is a template as that of the rule, `make` gets the tensor of the rule as it is here.
+    """
+
+    name: str
+    make: Callable[[Tensor], Tensor]
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Rule:
     name: str | None
     change: Change | None = None
     why: str = ""
+    adds: tuple[Added, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name is None and not self.why:
@@ -84,25 +98,18 @@ class Report:
 
 @dataclass(slots=True)
 class Unwrapped:
-    """The weights of a file, and what else is known from it.
-
-    `dropped` is what the file has beside them; `made` are names among `tensors` that it lacks, and why they are there.
-    """
+    """The weights of a file, by its own names; what is known from the rest, and what of it is left out."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
     dropped: list[Entry] = field(default_factory=list)
-    made: dict[str, str] = field(default_factory=dict)
 
 
-def rename(
-    tensors: Mapping[str, Tensor], rules: Sequence[Rule], origin: str, made: Mapping[str, str] | None = None
-) -> tuple[dict[str, Tensor], Report]:
+def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], origin: str) -> tuple[dict[str, Tensor], Report]:
     """Return `tensors` under our names, and what became of each of them; the first rule that matches a name wins.
 
-    `made` are those that are not of the file, and why they were added; a batch norm without a counter gets one. A
-    tensor that does not change is returned as it is, not copied. Raises `DetcliError` that lists names without a rule,
-    and names that become the same one.
+    A tensor that does not change is returned as it is, not copied. Raises `DetcliError` that lists names without a
+    rule, and names that become the same one.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     renamed: dict[str, Tensor] = {}
@@ -119,22 +126,20 @@ def rename(
             report.entries.append(Entry(theirs, None, why=rule.why))
             continue
         ours = match.expand(rule.name)
+        changed = rule.change.apply(tensor) if rule.change else tensor
+        change = rule.change.name if rule.change and changed is not tensor else ""
+        renamed[ours] = changed
         sources[ours].append(theirs)
-        renamed[ours] = rule.change.apply(tensor) if rule.change else tensor
-        change = rule.change.name if rule.change else ""
-        if made and theirs in made:
-            report.entries.append(Entry("", ours, change, made[theirs]))
-        else:
-            report.entries.append(Entry(theirs, ours, change, rule.why))
+        report.entries.append(Entry(theirs, ours, change, rule.why))
+        for added in rule.adds:
+            name = match.expand(added.name)
+            renamed[name] = added.make(changed)
+            sources[name].append(f"what is added to {theirs}")
+            report.entries.append(Entry("", name, why=added.why))
     problems = [f"{name} has no place in it" for name in unknown]
     problems += [f"{' and '.join(names)} are both {ours}" for ours, names in sources.items() if len(names) > 1]
     if problems:
         raise DetcliError(f"{origin}: {listed(problems)}.")
-    for ours in [name for name in renamed if name.endswith(".running_var")]:
-        counter = f"{ours.removesuffix('running_var')}{COUNTER}"
-        if counter not in renamed:
-            renamed[counter] = torch.tensor(0)
-            report.entries.append(Entry("", counter, why="the file has no count of batches"))
     return renamed, report
 
 
@@ -145,7 +150,7 @@ def listed(problems: Sequence[str], most: int = 4) -> str:
 
 
 def only_tensors(values: Mapping[Any, Any], origin: str) -> dict[str, Tensor]:
-    """Return `values` as a dict of tensors by name.
+    """Return the weights in `values`, all of which must be tensors with names.
 
     Raises `DetcliError` that lists what is something else.
     """
@@ -155,31 +160,54 @@ def only_tensors(values: Mapping[Any, Any], origin: str) -> dict[str, Tensor]:
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if strange:
-        raise DetcliError(f"{origin}: {listed(strange)}.")
+        raise DetcliError(f"the weights of {origin}: {listed(strange)}.")
     return dict(values)
 
 
-def background_last(tensor: Tensor) -> Tensor:
-    """Return rows [classes,...] with the first one at the end."""
-    return tensor.roll(-1, 0)
+def is_weights(value: Any) -> bool:
+    """Return whether `value` holds tensors by name, one or more, and nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
 
 
-def drop_background(rows: int, anchors: int = 1) -> Callable[[Tensor], Tensor]:
-    """Return a function that takes the `rows` rows of class 0 out of each of `anchors` equal parts of a tensor."""
+def left_out(content: Mapping[Any, Any], used: Sequence[str], reasons: Mapping[str, str], origin: str) -> list[Entry]:
+    """Return an entry for what a file has beside what is `used`, with the reason of each.
 
-    def drop(tensor: Tensor) -> Tensor:
-        parts = tensor.reshape(anchors, -1, *tensor.shape[1:])
-        return parts[:, rows:].flatten(0, 1)
+    Raises `DetcliError` for weights that are there without a reason to leave them out.
+    """
+    rest = {str(key): value for key, value in content.items() if key not in used}
+    strange = [
+        key for key, value in rest.items() if key not in reasons and (isinstance(value, Tensor) or is_weights(value))
+    ]
+    if strange:
+        raise DetcliError(f"a file of {origin} has weights in a place that is not known: {listed(strange)}.")
+    return [Entry(key, None, why=reasons.get(key, "it holds no weights")) for key in rest]
 
-    return drop
+
+def background_last(tensor: Tensor, anchors: int = 1) -> Tensor:
+    """Return rows [anchors * classes,...] with the first class of each anchor as its last one."""
+    return tensor.unflatten(0, (anchors, -1)).roll(-1, 1).flatten(0, 1)
+
+
+def drop_background(tensor: Tensor, rows: int = 1, anchors: int = 1) -> Tensor:
+    """Return rows [anchors * classes * rows,...] without the `rows` of each anchor's first class.
+
+    A tensor that has no more than the rows of one class does not depend on the class, and is returned as it is.
+    """
+    if len(tensor) == anchors * rows:
+        return tensor
+    return tensor.unflatten(0, (anchors, -1))[:, rows:].flatten(0, 1)
 
 
 BACKGROUND_LAST = Change("background last", background_last)
-WITHOUT_BACKGROUND = Change("without the background", drop_background(1))
-BOXES_WITHOUT_BACKGROUND = Change("without the background's box", drop_background(4))
+WITHOUT_BACKGROUND = Change("without the background", drop_background)
+BOXES_WITHOUT_BACKGROUND = Change("without the background's box", partial(drop_background, rows=4))
 
 
-def _first(compiled: Iterable[tuple[re.Pattern[str], Rule]], name: str) -> tuple[Rule, re.Match[str]] | None:
+def _first(compiled: Sequence[tuple[re.Pattern[str], Rule]], name: str) -> tuple[Rule, re.Match[str]] | None:
     """Return the first rule that matches the whole of `name`, and how."""
     for pattern, rule in compiled:
         match = pattern.fullmatch(name)
