@@ -45,10 +45,10 @@ def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:
         url = find("backbones", backbone).weights
         if url is None:
             raise DetcliError(f"backbone {backbone!r} has no ImageNet weights. Train it with `--weights none`.")
-        load_backbone(model.backbone, url)
+        load_backbone(model.whole_backbone(), url)
         return f"ImageNet weights of {backbone}"
     if is_backbone(Path(config.weights)):
-        load_backbone_file(model.backbone, Path(config.weights))
+        load_backbone_file(model.whole_backbone(), Path(config.weights))
         return f"backbone weights of {config.weights}"
     checkpoint = open_checkpoint(config.weights)
     if checkpoint.classes.names != classes.names and not config.reset_head:

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
+from detcli.plugin import PartConfig
+from detcli.registry import build
 from detcli.structures import Batch, Detections
+
+
+@dataclass(slots=True)
+class Trunk:
+    """What comes before the heads: maps of `channels` and `strides` from a backbone and a neck or None.
+
+    With a `shared_head`, the features of RoIs go through it and then have `roi_channels`.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module | None
+    shared_head: nn.Module | None
+    channels: int
+    strides: tuple[int, ...]
+    roi_channels: int
+
+
+def trunk(backbone: PartConfig, neck: PartConfig | None, *, shared_head: bool = False) -> Trunk:
+    """Build a backbone and a neck on its maps; None: the backbone's only map is what the heads see.
+
+    With `shared_head`, the last stage of the backbone works on RoIs in place of the image.
+
+    Raises `UsageError` when the backbone can't give its last stage away, or has several maps and no neck.
+    """
+    body = build("backbones", backbone)
+    stage = None
+    if shared_head:
+        if not hasattr(body, "take_last_stage"):
+            name = backbone if isinstance(backbone, str) else backbone["name"]
+            raise UsageError(f"backbone {name!r} has no stage for a shared head; take a ResNet, as r50.")
+        stage = body.take_last_stage()
+    if neck is not None:
+        pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
+        channels, strides = pyramid.out_channels, pyramid.strides
+    else:
+        pyramid, channels, strides = None, body.out_channels[-1], body.strides
+        if len(strides) > 1:
+            raise UsageError(
+                f"without a neck, the heads work on one map, and the backbone has {len(strides)}: "
+                f"`--set model.backbone.out_stages={[3, 4] if shared_head else [4]}`."
+            )
+    return Trunk(body, pyramid, stage, channels, strides, stage.out_channels if stage else channels)
 
 
 class Detector(nn.Module):
@@ -33,6 +78,10 @@ class Detector(nn.Module):
         if self.neck is not None:
             features = self.neck(features)
         return self.losses(features, batch) if self.training else self.detect(features, batch)
+
+    def whole_backbone(self) -> nn.Module:
+        """Return the module that the backbone's own weights are for, with the names that they have."""
+        return self.backbone
 
     def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch with targets."""
@@ -78,6 +127,16 @@ class TwoStageDetector(Detector):
         super().__init__(backbone, neck, tasks)
         self.rpn_head: Any = rpn_head
         self.roi_head: Any = roi_head
+
+    def whole_backbone(self) -> nn.Module:
+        """Return the backbone with the stage that works on RoIs, where there is one."""
+        shared_head: nn.Module | None = getattr(self.roi_head, "shared_head", None)
+        if shared_head is None:
+            return self.backbone
+        whole = nn.Module()
+        for name, child in (*self.backbone.named_children(), *shared_head.named_children()):
+            whole.add_module(name, child)
+        return whole
 
     def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of both stages; no gradient flows through the proposals."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from detcli.errors import UsageError
 from detcli.nn.blocks import Norm, make_norm, norm_name
 from detcli.nn.fold import conv_norm
 
@@ -189,10 +190,26 @@ class ResNet(nn.Module):
         for module in self._frozen():
             module.eval()
         if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            _keep_statistics(self)
         return self
+
+    def take_last_stage(self) -> ResStage:
+        """Remove the last stage, whose map is then no output any more, and return it, to work on RoIs.
+
+        Raises `UsageError` when it is no output, or the only one.
+        """
+        name = self.stage_names[-1]
+        if self.out_names[-1] != name or len(self.out_names) < 2:
+            raise UsageError(
+                "a shared head is the last of the backbone's stages, and works on the map of the one before: "
+                "`--set model.backbone.out_stages=[3,4]`."
+            )
+        self.stage_names, self.out_names = self.stage_names[:-1], self.out_names[:-1]
+        self.strides = self.strides[:-1]
+        channels, self.out_channels = self.out_channels[-1], self.out_channels[:-1]
+        stage = self.get_submodule(name)
+        delattr(self, name)
+        return ResStage(name, stage, channels, self.norm_eval)
 
     def _frozen(self) -> Iterator[nn.Module]:
         """Yield the stem's layers and the first stages, as many as are frozen."""
@@ -200,3 +217,32 @@ class ResNet(nn.Module):
             yield self.conv1
             yield getattr(self, self.stem_norm)
             yield from (getattr(self, name) for name in self.stage_names[: self.frozen_stages])
+
+
+class ResStage(nn.Module):
+    """The stage `name` of a ResNet by itself: the features of RoIs in, `out_channels` of them out."""
+
+    def __init__(self, name: str, stage: nn.Module, out_channels: int, norm_eval: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.out_channels = out_channels
+        self.norm_eval = norm_eval
+        self.add_module(name, stage)
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """Return [R,out_channels,S/stride,S/stride] of rois [R,C,S,S]."""
+        result: Tensor = self.get_submodule(self.name)(rois)
+        return result
+
+    def train(self, mode: bool = True) -> ResStage:
+        """Set the mode; batch norms keep their statistics where the backbone's do."""
+        super().train(mode)
+        if self.norm_eval:
+            _keep_statistics(self)
+        return self
+
+
+def _keep_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()

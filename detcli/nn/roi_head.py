@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
+from detcli.nn.detector import Trunk
 from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
@@ -40,11 +42,13 @@ class RoISample:
     valid: Tensor
     positive_limit: int
 
+    def positive_rows(self) -> Tensor | slice:
+        """Return where the positives are; on a GPU, that one would have to wait for, where positives can be."""
+        return slice(self.positive_limit) if self.positive.is_cuda else self.positive.nonzero()[:, 0]
+
     def possible_positives(self) -> RoISample:
-        """Return the positives; on a GPU, that one would have to wait for, every row that can be positive."""
-        rows: Tensor | slice = slice(self.positive_limit)
-        if not self.positive.is_cuda:
-            rows = self.positive.nonzero()[:, 0]
+        """Return the rows of `positive_rows`."""
+        rows = self.positive_rows()
         return RoISample(
             self.boxes[rows],
             self.objects[rows],
@@ -56,68 +60,97 @@ class RoISample:
         )
 
 
-def bbox_head(
+def roi_head(
     *,
-    in_channels: int,
-    strides: tuple[int, ...],
+    trunk: Trunk,
     num_classes: int,
     roi_extractor: PartConfig,
-    channels: int,
+    fc_channels: int,
+    assigner: PartConfig,
+    sampler: PartConfig,
     loss_cls: PartConfig,
     loss_bbox: PartConfig,
     decode_before_loss: bool,
     coder_style: CoderStyle,
     clamp_below: bool,
-) -> BBoxHead:
-    """Return the head for maps of `in_channels` and `strides`."""
-    return BBoxHead(
-        build("roi_extractors", roi_extractor, strides=strides),
-        in_channels,
+    score_threshold: float,
+    nms_threshold: float,
+    max_per_image: int,
+    mask_roi_extractor: PartConfig | None = None,
+    mask_head: MaskHead | None = None,
+) -> RoIHead:
+    """Return the second stage on the maps of `trunk`, with a `mask_head` or without.
+
+    Where RoIs go through the trunk's shared head, it stands in place of the fully connected layers.
+    """
+    extractor = build("roi_extractors", roi_extractor, strides=trunk.strides)
+    mask_extractor = None
+    if mask_roi_extractor is not None:
+        mask_extractor = build("roi_extractors", mask_roi_extractor, strides=trunk.strides)
+    boxes = BBoxHead(
+        trunk.roi_channels,
+        extractor.output_size,
         num_classes,
         DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2), clamp_below=clamp_below, style=coder_style),
         build("losses", loss_cls),
         build("losses", loss_bbox),
-        channels=channels,
+        channels=fc_channels,
+        num_fcs=0 if trunk.shared_head else 2,
         decode_before_loss=decode_before_loss,
+    )
+    return RoIHead(
+        extractor,
+        boxes,
+        build("assigners", assigner),
+        build("samplers", sampler),
+        shared_head=trunk.shared_head,
+        mask_roi_extractor=mask_extractor,
+        mask_head=mask_head,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        max_per_image=max_per_image,
     )
 
 
 class BBoxHead(nn.Module):
-    """Classes and class-specific boxes of RoIs, from two fully connected layers (FPN, section 4.2).
+    """Classes and class-specific boxes of RoIs, from fully connected layers (FPN, section 4.2).
 
+    Without such layers (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A).
     `decode_before_loss` gives the loss boxes in pixels in place of deltas, for losses of overlaps.
     """
 
     def __init__(
         self,
-        extractor: SingleLevelExtractor,
         in_channels: int,
+        roi_size: int,
         num_classes: int,
         box_coder: DeltaBoxCoder,
         loss_cls: Loss,
         loss_bbox: Loss,
         *,
         channels: int,
+        num_fcs: int = 2,
         decode_before_loss: bool,
     ) -> None:
         super().__init__()
-        flat = in_channels * extractor.output_size**2
-        self.shared_fcs = nn.ModuleList([nn.Linear(flat, channels), nn.Linear(channels, channels)])
-        self.fc_cls = nn.Linear(channels, num_classes + 1)
-        self.fc_reg = nn.Linear(channels, num_classes * 4)
+        widths = [in_channels * roi_size**2] + [channels] * num_fcs
+        self.shared_fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        width = channels if num_fcs else in_channels
+        self.fc_cls = nn.Linear(width, num_classes + 1)
+        self.fc_reg = nn.Linear(width, num_classes * 4)
         xavier_init(self.shared_fcs)
         normal_init(self.fc_cls, std=0.01)
         normal_init(self.fc_reg, std=0.001)
-        self.extractor = extractor
+        self.roi_size = roi_size
         self.num_classes = num_classes
         self.box_coder = box_coder
         self.loss_cls = loss_cls
         self.loss_bbox = loss_bbox
         self.decode_before_loss = decode_before_loss
 
-    def forward(self, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,5]."""
-        hidden = self.extractor(features, rois)
+    def forward(self, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,C,S,S]."""
+        hidden = rois if self.shared_fcs else rois.mean((2, 3))
         for layer in self.shared_fcs:
             hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
         hidden = hidden.flatten(1)
@@ -125,17 +158,19 @@ class BBoxHead(nn.Module):
 
     def prepare_detection(self) -> None:
         """Make the first layer a convolution as large as the RoIs, which reads them as they lie in memory."""
+        if not self.shared_fcs:
+            return
         dense = self.shared_fcs[0]
         assert isinstance(dense, nn.Linear)
-        size = self.extractor.output_size
+        size = self.roi_size
         conv = nn.Conv2d(dense.in_features // size**2, dense.out_features, size, device="meta")
         conv.weight = nn.Parameter(dense.weight.detach().view(conv.weight.shape), requires_grad=False)
         conv.bias = dense.bias
         self.shared_fcs[0] = conv
 
-    def losses(self, features: Sequence[Tensor], samples: list[RoISample]) -> dict[str, Tensor]:
-        """Return loss_cls and loss_bbox, both divided by the number of sampled RoIs."""
-        logits, deltas = self(features, to_rois([sample.boxes for sample in samples]))
+    def losses(self, rois: Tensor, samples: list[RoISample]) -> dict[str, Tensor]:
+        """Return loss_cls and loss_bbox of sampled rois [R,C,S,S], both divided by their number."""
+        logits, deltas = self(rois)
         boxes = torch.cat([sample.boxes for sample in samples])
         objects = torch.cat([sample.objects for sample in samples])
         labels = torch.cat([sample.labels for sample in samples])
@@ -157,12 +192,11 @@ class BBoxHead(nn.Module):
 class MaskHead(nn.Module):
     """A mask of every class in each RoI, from convolutions and a deconvolution (Mask R-CNN, figure 4).
 
-    Masks have twice the side of the `extractor`'s RoIs.
+    Masks have twice the side of the RoIs.
     """
 
     def __init__(
         self,
-        extractor: SingleLevelExtractor,
         in_channels: int,
         num_classes: int,
         *,
@@ -178,11 +212,10 @@ class MaskHead(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        self.extractor = extractor
 
-    def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """Return the mask logits [R,S,S] of rois [R,5], each for its label of labels [R]."""
-        hidden = self.extractor(features, rois)
+    def forward(self, rois: Tensor, labels: Tensor) -> Tensor:
+        """Return the mask logits [R,2S,2S] of rois [R,C,S,S], each for its label of labels [R]."""
+        hidden = rois
         for conv in self.convs:
             hidden = conv(hidden)
         hidden = functional.relu(self.upsample(hidden), inplace=True)
@@ -192,16 +225,15 @@ class MaskHead(nn.Module):
         logits = hidden.permute(0, 2, 3, 1).flatten(1, 2) @ weight[..., None]
         return logits.view(len(rois), *hidden.shape[-2:]) + self.conv_logits.bias[labels, None, None]
 
-    def losses(self, features: Sequence[Tensor], samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, rois: Tensor, samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
         """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
 
-        Raises `DetcliError` when the targets have no masks.
+        rois [R,C,S,S] are those of the samples, which are `possible_positives`. Raises `DetcliError` when the targets
+        have no masks.
         """
-        samples = [sample.possible_positives() for sample in samples]
-        rois = to_rois([sample.boxes for sample in samples])
         labels = torch.cat([sample.labels for sample in samples])
         weight = torch.cat([sample.positive for sample in samples])
-        logits = self(features, rois, labels.clamp(max=self.conv_logits.out_channels - 1)).float()
+        logits = self(rois, labels.clamp(max=self.conv_logits.out_channels - 1)).float()
         goals = []
         for sample, target in zip(samples, targets, strict=True):
             if target.masks is None:
@@ -213,10 +245,15 @@ class MaskHead(nn.Module):
 
 
 class RoIHead(nn.Module):
-    """Finds the class, the box and, with a `mask_head`, the mask of each proposal."""
+    """Finds the class, the box and, with a `mask_head`, the mask of each proposal.
+
+    With a `shared_head`, the features of RoIs go through it before any other head. Without a `mask_roi_extractor`,
+    masks come from the features that boxes come from.
+    """
 
     def __init__(
         self,
+        bbox_roi_extractor: SingleLevelExtractor,
         bbox_head: BBoxHead,
         assigner: AnchorAssigner,
         sampler: RandomSampler,
@@ -224,9 +261,14 @@ class RoIHead(nn.Module):
         score_threshold: float,
         nms_threshold: float,
         max_per_image: int,
+        shared_head: nn.Module | None = None,
+        mask_roi_extractor: SingleLevelExtractor | None = None,
         mask_head: MaskHead | None = None,
     ) -> None:
         super().__init__()
+        self.bbox_roi_extractor = bbox_roi_extractor
+        self.mask_roi_extractor = mask_roi_extractor
+        self.shared_head = shared_head
         self.bbox_head = bbox_head
         self.mask_head = mask_head
         self.assigner = assigner
@@ -242,16 +284,23 @@ class RoIHead(nn.Module):
             self._sample(boxes, target, seed)
             for boxes, target, seed in zip(proposals, batch.targets, batch.each_seed(), strict=True)
         ]
-        losses = self.bbox_head.losses(features, samples)
+        rois = self._pool(self.bbox_roi_extractor, features, [sample.boxes for sample in samples])
+        losses = self.bbox_head.losses(rois, samples)
         if self.mask_head is not None:
-            losses |= self.mask_head.losses(features, samples, batch.targets)
+            positives = [sample.possible_positives() for sample in samples]
+            if self.mask_roi_extractor is None:
+                parts = torch.split(rois, [len(sample.boxes) for sample in samples])
+                rois = torch.cat([part[sample.positive_rows()] for part, sample in zip(parts, samples, strict=True)])
+            else:
+                rois = self._pool(self.mask_roi_extractor, features, [sample.boxes for sample in positives])
+            losses |= self.mask_head.losses(rois, positives, batch.targets)
         return losses
 
     def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops where there is a mask head."""
         counts = [len(boxes) for boxes in proposals]
         rois = to_rois(proposals)
-        logits, deltas = self.bbox_head(features, rois)
+        logits, deltas = self.bbox_head(self._pool(self.bbox_roi_extractor, features, proposals))
         scores = logits.float().softmax(-1)[:, :-1]
         sizes = batch.sizes[rois[:, 0].long()]
         boxes = self.bbox_head.box_coder.decode(rois[:, None, 1:], deltas.float(), sizes[:, None])
@@ -263,11 +312,17 @@ class RoIHead(nn.Module):
             found.append(Detections(kept_boxes, kept_scores, labels))
         if self.mask_head is not None:
             labels = torch.cat([detections.labels for detections in found])
-            crops = self.mask_head(features, to_rois([detections.boxes for detections in found]), labels)
+            extractor = self.mask_roi_extractor or self.bbox_roi_extractor
+            crops = self.mask_head(self._pool(extractor, features, [detections.boxes for detections in found]), labels)
             parts = torch.split(crops.float().sigmoid(), [len(detections) for detections in found])
             for detections, part in zip(found, parts, strict=True):
                 detections.mask_crops = part
         return found
+
+    def _pool(self, extractor: SingleLevelExtractor, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return the features [R,C,S,S] of the boxes [P,4] of each image."""
+        rois: Tensor = extractor(features, to_rois(boxes))
+        return rois if self.shared_head is None else self.shared_head(rois)
 
     @torch.no_grad()
     def _sample(self, proposals: Tensor, target: Target, seed: Tensor | None = None) -> RoISample:

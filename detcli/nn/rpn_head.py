@@ -49,12 +49,14 @@ def rpn_head(
     anchor_scales: tuple[float, ...],
     anchor_ratios: tuple[float, ...],
     anchor_border: int | None,
+    anchor_order: Literal["ratio", "scale"],
     anchor_style: AnchorStyle,
     assigner: PartConfig,
     sampler: PartConfig,
     loss_cls: PartConfig,
     loss_bbox: PartConfig,
     divisor: Literal["sampled", "capacity"],
+    train_padding: bool,
     coder_style: CoderStyle,
     clamp_below: bool,
     train_limits: ProposalLimits,
@@ -69,7 +71,7 @@ def rpn_head(
     return RPNHead(
         in_channels,
         channels or in_channels,
-        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios, style=anchor_style),
+        AnchorGenerator(strides, scales=anchor_scales, ratios=anchor_ratios, order=anchor_order, style=anchor_style),
         DeltaBoxCoder(clamp_below=clamp_below, style=coder_style),
         build("assigners", assigner),
         build("samplers", sampler),
@@ -77,6 +79,7 @@ def rpn_head(
         build("losses", loss_bbox),
         border=anchor_border,
         divisor=divisor,
+        train_padding=train_padding,
         train_limits=train_limits,
         test_limits=test_limits,
         nms_threshold=nms_threshold,
@@ -88,7 +91,8 @@ class RPNHead(nn.Module):
 
     `border` is how many pixels an anchor may reach beyond its image and still be trained; None: any number.
     `divisor` is what the summed losses are divided by: the anchors that were `sampled` in the batch
-    (MMDetection), or the sampler's `capacity` for all images (Detectron2).
+    (MMDetection), or the sampler's `capacity` for all images (Detectron2). `train_padding` has anchors on the padding
+    of a batch's smaller images trained as background.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class RPNHead(nn.Module):
         *,
         border: int | None,
         divisor: Literal["sampled", "capacity"],
+        train_padding: bool = False,
         train_limits: ProposalLimits,
         test_limits: ProposalLimits,
         nms_threshold: float,
@@ -124,6 +129,7 @@ class RPNHead(nn.Module):
         self.nms_threshold = nms_threshold
         self.border = border
         self.divisor = divisor
+        self.train_padding = train_padding
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutputs:
         """Return what the convolutions say about `features`, one [N,C,H,W] a level."""
@@ -193,8 +199,11 @@ class RPNHead(nn.Module):
 
     def _trained(self, anchors: Tensor, grid_sizes: list[tuple[int, int]], sizes: Tensor) -> Tensor:
         """Return which anchors [A,4] take part in the training of each image: bool [N,A]."""
-        inside = inside_images(grid_sizes, self.anchors.strides, sizes)
-        inside = inside.repeat_interleave(self.anchors.num_base_anchors, dim=1)
+        if self.train_padding:
+            inside = sizes.new_ones(len(sizes), len(anchors), dtype=torch.bool)
+        else:
+            inside = inside_images(grid_sizes, self.anchors.strides, sizes)
+            inside = inside.repeat_interleave(self.anchors.num_base_anchors, dim=1)
         if self.border is None:
             return inside
         limit = sizes.flip(1)[:, None] + self.border

@@ -1,4 +1,4 @@
-"""Fast R-CNN on a feature pyramid, with proposals from a file.
+"""Fast R-CNN on a feature pyramid or on one map, with proposals from a file.
 
 Girshick: Fast R-CNN, arXiv 1504.08083; the pyramid: Lin et al., arXiv 1612.03144.
 
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from detcli.nn.detector import TwoStageDetector
-from detcli.nn.roi_head import RoIHead, bbox_head
+from detcli.nn.detector import TwoStageDetector, trunk
+from detcli.nn.roi_head import roi_head
 from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
-from detcli.registry import build
 
 
 def fast_rcnn(
     *,
     num_classes: int,
     backbone: Backbone = "r50",
-    neck: Neck = "fpn",
+    neck: Neck | None = "fpn",
+    shared_head: bool = False,
     roi_extractor: RoIExtractor = "roi_align",
     fc_channels: int = 1024,
     assigner: Assigner = {
@@ -42,30 +42,25 @@ def fast_rcnn(
 ) -> TwoStageDetector:
     """Return the detector, which needs proposals in its batches' targets, also to detect.
 
-    `coder_style` is what the side of a box is (see `DeltaBoxCoder`); `clamp_below` limits how much smaller than its
-    proposal a box can be, not only how much larger; `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
-    of overlaps.
+    Without a neck, it works on the backbone's only map; with `shared_head`, the backbone's last stage works on RoIs, in
+    place of the fully connected layers. `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps;
+    for `coder_style` and `clamp_below` see `DeltaBoxCoder`.
     """
-    body = build("backbones", backbone)
-    pyramid = build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
-    boxes = bbox_head(
-        in_channels=pyramid.out_channels,
-        strides=pyramid.strides,
+    body = trunk(backbone, neck, shared_head=shared_head)
+    head = roi_head(
+        trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
-        channels=fc_channels,
+        fc_channels=fc_channels,
+        assigner=assigner,
+        sampler=sampler,
         loss_cls=loss_cls,
         loss_bbox=loss_bbox,
         decode_before_loss=decode_before_loss,
         coder_style=coder_style,
         clamp_below=clamp_below,
-    )
-    head = RoIHead(
-        boxes,
-        build("assigners", assigner),
-        build("samplers", sampler),
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
     )
-    return TwoStageDetector(body, pyramid, None, head)
+    return TwoStageDetector(body.backbone, body.neck, None, head)

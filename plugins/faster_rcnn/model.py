@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from detcli.nn.detector import TwoStageDetector
-from detcli.nn.roi_head import RoIHead, bbox_head
+from detcli.nn.detector import TwoStageDetector, trunk
+from detcli.nn.roi_head import roi_head
 from detcli.nn.rpn_head import ProposalLimits, rpn_head
 from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
-from detcli.registry import build
 
 
 def faster_rcnn(
@@ -22,9 +21,11 @@ def faster_rcnn(
     num_classes: int,
     backbone: Backbone = "r50",
     neck: Neck | None = "fpn",
+    shared_head: bool = False,
     anchor_scales: tuple[float, ...] = (8.0,),
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_border: int | None = None,
+    anchor_order: Literal["ratio", "scale"] = "ratio",
     anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
     feat_channels: int | None = None,
     rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
@@ -50,59 +51,57 @@ def faster_rcnn(
     loss_cls: Loss = "cross_entropy",
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
+    train_padding: bool = False,
     coder_style: Literal["exact", "v1", "detectron"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
 ) -> TwoStageDetector:
-    """Return the detector; without a neck, both stages work on the backbone's only map.
+    """Return the detector; its RPN's convolution is `feat_channels` wide (None: as the features).
 
-    `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any
-    number); `anchor_style` is how anchors lie on pixels (see `AnchorGenerator`), `coder_style` what the side of a
-    box is (see `DeltaBoxCoder`); `clamp_below` limits how much smaller than its anchor or proposal a box can be, not
-    only how much larger; `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps.
+    Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
+    RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
+    image and still be trained (None: any number); `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
+    of overlaps. For `anchor_order` and `anchor_style` see `AnchorGenerator`, for `coder_style` and `clamp_below`
+    `DeltaBoxCoder`, for `rpn_loss_divisor` and `train_padding` `RPNHead`.
     """
-    body = build("backbones", backbone)
-    pyramid = neck and build("necks", neck, in_channels=body.out_channels, in_strides=body.strides)
-    channels, strides = (pyramid.out_channels, pyramid.strides) if pyramid else (body.out_channels[-1], body.strides)
+    body = trunk(backbone, neck, shared_head=shared_head)
     first_stage = rpn_head(
-        in_channels=channels,
-        strides=strides,
+        in_channels=body.channels,
+        strides=body.strides,
         channels=feat_channels,
         anchor_scales=anchor_scales,
         anchor_ratios=anchor_ratios,
         anchor_border=anchor_border,
+        anchor_order=anchor_order,
         anchor_style=anchor_style,
         assigner=rpn_assigner,
         sampler=rpn_sampler,
         loss_cls=rpn_loss_cls,
         loss_bbox=rpn_loss_bbox,
         divisor=rpn_loss_divisor,
+        train_padding=train_padding,
         coder_style=coder_style,
         clamp_below=clamp_below,
         train_limits=ProposalLimits(train_nms_pre, train_proposals),
         test_limits=ProposalLimits(test_nms_pre, test_proposals),
         nms_threshold=proposal_nms_threshold,
     )
-    boxes = bbox_head(
-        in_channels=channels,
-        strides=strides,
+    second_stage = roi_head(
+        trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
-        channels=fc_channels,
+        fc_channels=fc_channels,
+        assigner=assigner,
+        sampler=sampler,
         loss_cls=loss_cls,
         loss_bbox=loss_bbox,
         decode_before_loss=decode_before_loss,
         coder_style=coder_style,
         clamp_below=clamp_below,
-    )
-    second_stage = RoIHead(
-        boxes,
-        build("assigners", assigner),
-        build("samplers", sampler),
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
     )
-    return TwoStageDetector(body, pyramid, first_stage, second_stage)
+    return TwoStageDetector(body.backbone, body.neck, first_stage, second_stage)

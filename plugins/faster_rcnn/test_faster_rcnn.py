@@ -21,7 +21,7 @@ def make_batch():
 def test_without_a_neck_both_stages_see_one_map():
     model = make("faster_rcnn_dc5")
     assert model.neck is None
-    assert model.rpn_head.anchors.strides == model.roi_head.bbox_head.extractor.strides == (16,)
+    assert model.rpn_head.anchors.strides == model.roi_head.bbox_roi_extractor.strides == (16,)
     assert model.rpn_head.anchors.num_base_anchors == 15
     assert set(model(make_batch())) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"}
     with torch.no_grad():

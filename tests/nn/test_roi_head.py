@@ -18,8 +18,8 @@ CLASSES = 3
 def make_head(masks=False, decode=False, num=32):
     torch.manual_seed(0)
     boxes = BBoxHead(
-        single_level(strides=STRIDES),
         8,
+        7,
         CLASSES,
         DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2)),
         cross_entropy(),
@@ -28,15 +28,13 @@ def make_head(masks=False, decode=False, num=32):
         decode_before_loss=decode,
     )
     torch.nn.init.normal_(boxes.fc_cls.weight)
-    mask_head = None
-    if masks:
-        extractor = single_level(strides=STRIDES, output_size=14)
-        mask_head = MaskHead(extractor, 8, CLASSES, channels=8, num_convs=2)
     return RoIHead(
+        single_level(strides=STRIDES),
         boxes,
         max_iou(positive=0.5, negative=0.5, min_positive=0.5),
         RandomSampler(num, 0.25, add_gt=True),
-        mask_head=mask_head,
+        mask_roi_extractor=single_level(strides=STRIDES, output_size=14),
+        mask_head=MaskHead(8, CLASSES, channels=8, num_convs=2) if masks else None,
         score_threshold=0.05,
         nms_threshold=0.5,
         max_per_image=10,
@@ -68,6 +66,12 @@ def make_proposals(count=40):
     torch.manual_seed(2)
     corners = torch.rand(2, count, 2) * 40
     return list(torch.cat([corners, corners + 4 + torch.rand(2, count, 2) * 16], dim=-1))
+
+
+def mask_loss(head, features, samples, batch):
+    positives = [sample.possible_positives() for sample in samples]
+    rois = head._pool(head.mask_roi_extractor, features, [sample.boxes for sample in positives])
+    return head.mask_head.losses(rois, positives, batch.targets)["loss_mask"]
 
 
 def test_rois_carry_the_index_of_their_image():
@@ -115,9 +119,9 @@ def test_mask_loss_is_the_mean_over_positives():
     head, features, batch = make_head(masks=True), make_features(), make_batch()
     torch.manual_seed(0)
     samples = [head._sample(*pair) for pair in zip(make_proposals(), batch.targets, strict=True)]
-    loss = head.mask_head.losses(features, samples, batch.targets)["loss_mask"]
+    loss = mask_loss(head, features, samples, batch)
     positives = samples[0].possible_positives()
-    logits = head.mask_head(features, to_rois([positives.boxes]), positives.labels)
+    logits = head.mask_head(head._pool(head.mask_roi_extractor, features, [positives.boxes]), positives.labels)
     values = []
     for box, index, logit in zip(positives.boxes, positives.gt_index, logits, strict=True):
         if not torch.equal(box, batch.targets[0].boxes[index]):
@@ -132,9 +136,9 @@ def test_mask_loss_is_the_mean_over_positives():
 def test_rows_that_are_no_positives_have_no_weight_in_the_mask_loss(monkeypatch):
     head, features, batch = make_head(masks=True), make_features(), make_batch()
     samples = [head._sample(*pair) for pair in zip(make_proposals(), batch.targets, strict=True)]
-    least = head.mask_head.losses(features, samples, batch.targets)["loss_mask"]
-    monkeypatch.setattr(RoISample, "possible_positives", lambda sample: sample)
-    most = head.mask_head.losses(features, samples, batch.targets)["loss_mask"]
+    least = mask_loss(head, features, samples, batch)
+    monkeypatch.setattr(RoISample, "positive_rows", lambda sample: slice(None))
+    most = mask_loss(head, features, samples, batch)
     assert float(most) == pytest.approx(float(least), rel=1e-5)
 
 
