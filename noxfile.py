@@ -45,3 +45,10 @@ def chaos(session: nox.Session) -> None:
 def documents(session: nox.Session) -> None:
     """Hold the published tables to the documents in a folder: nox -s documents -- FOLDER."""
     session.run("python", "tests/zoo/documents.py", *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Compare converted checkpoints with what their own code computed; DETCLI_PARITY=FOLDER: other reference cases."""
+    session.run("python", "tests/parity/session.py", *session.posargs)
+    session.run("python", "docs/generate.py")

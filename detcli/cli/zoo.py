@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detcli.cli.zoo_files import bundle, cache, download, import_, verify
-from detcli.cli.zoo_report import errata, summary
+from detcli.cli.zoo_report import errata, parity, summary
 
 if TYPE_CHECKING:
     from detcli.zoo.rows import File, Row
@@ -119,6 +119,7 @@ app.command()(bundle)
 app.command("import")(import_)
 app.command()(summary)
 app.command()(errata)
+app.command()(parity)
 
 
 def _write(found: Sequence[Row], as_json: bool, sort: str = "", with_status: bool = False) -> None:

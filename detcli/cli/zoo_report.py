@@ -1,4 +1,4 @@
-"""``detcli zoo summary`` and ``detcli zoo errata``."""
+"""``detcli zoo summary``, ``detcli zoo errata`` and ``detcli zoo parity``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Write a Markdown tab
 
 
 def summary(markdown: Markdown = False) -> None:
-    """Count what the four documents hold.
+    """Count what the four documents hold, and how far detcli is with it.
 
     detcli zoo summary
     """
     from detcli.zoo.report import summary
 
-    for line in markdown_table(*summary()) if markdown else aligned(*summary(), numbers=range(2, 6)):
+    for line in markdown_table(*summary()) if markdown else aligned(*summary(), numbers=range(2, 9)):
         typer.echo(line)
 
 
@@ -32,4 +32,17 @@ def errata(markdown: Markdown = False) -> None:
     from detcli.zoo.report import errata
 
     for line in markdown_table(*errata()) if markdown else aligned(*errata()):
+        typer.echo(line)
+
+
+def parity(markdown: Markdown = False) -> None:
+    """Show how the numbers of converted models compare with those of the code they come from.
+
+    A line for each reference case, as the last run of the session `parity` found it.
+
+    detcli zoo parity
+    """
+    from detcli.zoo.report import parity
+
+    for line in markdown_table(*parity()) if markdown else aligned(*parity()):
         typer.echo(line)

@@ -1,23 +1,33 @@
-"""What the zoo holds, and where its documents are wrong: a header and lines of text."""
+"""What the zoo holds, where its documents are wrong, what is verified: a header and lines of text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from detcli.zoo.rows import SOURCES, rows, source
+from detcli.zoo.status import STATUSES, parity_cases, status
 
 Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def summary() -> Lines:
-    """Return a line for each document: how many tables, rows, rows with weights and errata it has; and their sums."""
+    """Return a line for each document, and their sums: tables, rows, rows with weights, errata, rows of each status.
+
+    A row that has a status is counted in those before it, too.
+    """
     counts: list[tuple[int, ...]] = []
     for name in SOURCES:
         tables = source(name).tables
         of_source = [row for table in tables for row in table.rows]
         with_weights = sum(any(file.kind == "weights" for file in row.files) for row in of_source)
-        counts.append((len(tables), len(of_source), with_weights, sum(len(row.errata) for row in of_source)))
+        errata = sum(len(row.errata) for row in of_source)
+        levels = [STATUSES.index(status(row)) for row in of_source]
+        reached = [sum(level >= least for level in levels) for least in range(1, len(STATUSES))]
+        counts.append((len(tables), len(of_source), with_weights, errata, *reached))
     labels = [(name, source(name).title) for name in SOURCES] + [("", "together")]
     counts.append(tuple(map(sum, zip(*counts, strict=True))))
-    header = ("source", "document", "tables", "rows", "with weights", "errata")
+    header = ("source", "document", "tables", "rows", "with weights", "errata", "build", "convert", "verified")
     return header, [(*label, *map(str, line)) for label, line in zip(labels, counts, strict=True)]
 
 
@@ -29,6 +39,25 @@ def errata() -> Lines:
         for erratum in row.errata
     ]
     return ("row", "field", "printed", "correct", "why"), found
+
+
+def parity(cases: Mapping[str, Any] | None = None) -> Lines:
+    """Return a line for each reference case: what was measured by check, and whether it passes.
+
+    `cases` are those that the session ``parity`` wrote down, unless given.
+    """
+    cases = parity_cases() if cases is None else cases
+    checks = list(dict.fromkeys(check for case in cases.values() for check in case["measured"]))
+    lines = []
+    for name, case in cases.items():
+        measured = [case["measured"].get(check, "") for check in checks]
+        if case["passes"]:
+            result = f"as {case['same_as']}" if case["same_as"] else "passes"
+        else:
+            first, *others = case["wrong"]
+            result = f"fails: {first}" + (f" and {len(others)} more" if others else "")
+        lines.append((name, *measured, result))
+    return ("case", *checks, "result"), lines
 
 
 def _short(text: str) -> str:

@@ -64,8 +64,13 @@ def _has_rules(source: str, model: str) -> bool:
     return model in SHARED_PARTS or source in SAME_NAMES or f"{source}/{model}" in names("converters")
 
 
+def parity_cases() -> dict[str, Any]:
+    """Return what came of each reference case, by its name: as tests/parity/session.py writes it."""
+    cases: dict[str, Any] = json.loads(PARITY.read_text(encoding="utf-8")) if PARITY.is_file() else {}
+    return cases
+
+
 @cache
 def _passed() -> frozenset[str]:
     """Return the digests of the models whose reference cases pass."""
-    cases = json.loads(PARITY.read_text(encoding="utf-8")) if PARITY.is_file() else {}
-    return frozenset(case["config"] for case in cases.values() if case["passes"])
+    return frozenset(case["config"] for case in parity_cases().values() if case["passes"])

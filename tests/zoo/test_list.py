@@ -16,7 +16,7 @@ from detcli.cli.zoo import _table, list_rows, search, show
 from detcli.config import resolve
 from detcli.errors import DetcliError, UsageError
 from detcli.zoo.rows import Row, rows
-from detcli.zoo.training import training
+from detcli.zoo.training import SETTINGS_OF, training
 
 SCHEDULES = {"1x": {"unit": "epoch", "length": 12, "drops": [8, 11], "warmup_iters": 500, "batch": 16}}
 ERRATUM = {"field": "backbone", "printed": "64x4d", "correct": "32x4d", "why": "the file is of 32x4d"}
@@ -265,10 +265,13 @@ def test_every_training_command_is_valid_and_says_what_it_lacks():
         given = {argument: options[flag] for flag, argument in flags.items() if flag in options}
         config = resolve(recipe, **given).config
         assert config.model["name"] == row.model
-        if row.source == "mmdet-v2" and not found.differs and row.schedule:
+        assert config == found.config
+        assert found.exact or found.differs
+        if not found.differs and row.schedule:
             assert (config.sched.length, tuple(config.sched.drops)) == (row.schedule.length, row.schedule.drops)
-        if row.source in ("detectron", "mmdet-v0"):
-            assert any("settings" in text for text in found.differs)
+        if row.source in SETTINGS_OF:
+            own = SETTINGS_OF[row.source] in recipe.split("_")
+            assert own != any("MMDetection's settings" in text for text in found.differs)
     assert commands > 100
 
 

@@ -1,0 +1,222 @@
+"""The comparison of a converted checkpoint with what its own code base computed."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import reference
+import torch
+from torch import nn
+
+from detcli.config import load, revise
+from detcli.convert import mmdet_config
+from detcli.convert.convert import convert, write
+from detcli.engine.checkpoint import open_checkpoint
+from detcli.engine.model import Normalizer, build_model
+from detcli.errors import DetcliError
+from detcli.nn.boxes import pairwise_iou
+from detcli.nn.masks import paste_masks
+from detcli.nn.weights import load_weights
+from detcli.zoo.names import resolve as find_row
+from detcli.zoo.status import digest
+from detcli.zoo.training import training
+
+FEATURE_TOLERANCE = 1e-4  # of the standard deviation
+LOSS_TOLERANCE = 1e-4  # relative
+GRADIENT_TOLERANCE = 1e-3  # relative
+ABSOLUTE = 1e-6  # of losses and gradients that are nearly zero
+MATCHED = 0.95  # of the reference's detections
+AREA_TOLERANCE = 0.01  # relative, beside one pixel
+
+CHECKS = ("weights", "features", "detections", "masks", "losses", "gradients")
+"""What is compared, in this order."""
+
+
+@dataclass
+class Outcome:
+    """What came of a case: the digest of the converted config, what was measured by check, and what is wrong."""
+
+    config: str = ""
+    measured: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    def note(self, check, measured, wrong):
+        """Add what a check measured and found wrong."""
+        self.measured[check] = measured
+        self.wrong += [f"{check}: {text}" for text in wrong]
+
+
+def compare(case, folder=None):
+    """Convert the checkpoint of `case`, load it as ``detcli eval`` does, and compare all that the case holds.
+
+    `folder` is for files, a temporary one without.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return compare(case, Path(temporary))
+    source, path, as_id = reference.write_checkpoint(case, folder)
+    converted = convert(source, path, as_id=as_id)
+    write(converted, folder / "converted.safetensors")
+    our_names = {entry.theirs: entry.ours for entry in converted.report.entries if entry.theirs}
+    del converted
+    checkpoint = open_checkpoint(folder / "converted.safetensors")
+    outcome = Outcome(digest(checkpoint.config))
+    weights = checkpoint.weights()
+    model = _loaded(checkpoint.config, len(checkpoint.classes), weights)
+    outcome.note("weights", f"{len(weights)} tensors", _wrongly_frozen(case, model, our_names))
+
+    batch = reference.batch(case, Normalizer(checkpoint.config.input, torch.device("cpu")))
+    outcome.note("features", *_features(case, model, batch))
+    with torch.no_grad():
+        ours = model.eval()(batch)[0]
+    theirs = reference.detections(case)
+    pairs = _pairs(theirs, ours)
+    outcome.note("detections", f"{len(pairs)} of {len(theirs['scores'])}", _unmatched(theirs, ours, pairs))
+    if "mask_areas" in theirs:
+        outcome.note("masks", *_mask_areas(theirs, ours, pairs))
+
+    settings = reference.training_settings(case, checkpoint.config.model)
+    if settings:
+        model = _loaded(revise(checkpoint.config, settings=settings), len(checkpoint.classes), weights)
+    outcome.note("losses", *_differences(_backward(model, batch), reference.losses(case), LOSS_TOLERANCE))
+    outcome.note("gradients", *_gradients(case, model))
+    return outcome
+
+
+def config_of(case):
+    """Return the run config of `case`: what its config is here, or the recipe of its row."""
+    if case["origin"] == "detectron2":
+        plan = training(find_row(case["config"].removeprefix("configs/")))
+        if plan.config is None or not plan.exact:
+            raise DetcliError(plan.missing or "; ".join(plan.differs))
+        return plan.config
+    found = mmdet_config.translate(mmdet_config.parse(reference.config_text(case)))
+    return load({"recipe": found["model"]["name"], **found})
+
+
+def _loaded(config, num_classes, weights):
+    model = build_model(config, num_classes)
+    load_weights(model, weights, "the converted checkpoint")
+    return model
+
+
+def _wrongly_frozen(case, model, our_names):
+    """Return which parameters are frozen here and trained there, or the other way round."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if case["origin"] == "mmdet":
+        expected = set(case["frozen"])
+    else:
+        # Normalisation layers are frozen in Detectron2: they have buffers where we have parameters.
+        parameters = {name for name, _ in model.named_parameters()}
+        buffers = {our_names[row[0]] for row in case["state_dict"] if row[3] == "buffer"}
+        expected = {our_names[name] for name in case["frozen_params"]} | (buffers & parameters)
+    return [f"{name} is {'frozen' if name in frozen else 'trained'}" for name in sorted(frozen ^ expected)]
+
+
+@torch.no_grad()
+def _features(case, model, batch):
+    """Compare the maps of backbone and neck."""
+    outputs = {"backbone": model.eval().backbone(batch.images)}
+    if model.neck is not None:
+        outputs["neck"] = model.neck(outputs["backbone"])
+    errors = {
+        f"{part} {theirs['path']}": _feature_error(ours, theirs)
+        for part, levels in reference.features(case).items()
+        for ours, theirs in zip(outputs[part], levels, strict=True)
+    }
+    wrong = [f"{where} is off by {error:.2g}" for where, error in errors.items() if not error <= FEATURE_TOLERANCE]
+    return f"{max(errors.values()):.0e}", wrong
+
+
+def _feature_error(tensor, theirs):
+    """Return the largest difference in mean, deviation and samples, in the reference's deviations."""
+    if list(tensor.shape) != theirs["shape"]:
+        return float("inf")
+    values = tensor.double().flatten()
+    samples = torch.tensor(theirs["samples"], dtype=torch.float64)
+    index = np.linspace(0, len(values) - 1, len(samples)).astype(int)
+    differences = [
+        values.mean() - theirs["mean"],
+        values.std(correction=0) - theirs["std"],
+        *(values[index] - samples),
+    ]
+    return float(torch.stack(differences).abs().max()) / theirs["std"]
+
+
+def _pairs(theirs, ours):
+    """Return the pairs of the reference's best detections and ours that are alike, each of them once."""
+    scores, labels, boxes = (torch.tensor(theirs[key]) for key in ("scores", "labels", "boxes"))
+    alike = pairwise_iou(boxes, ours.boxes) >= 0.99
+    alike |= (boxes[:, None] - ours.boxes).abs().amax(-1) <= 1e-2  # boxes without area overlap nothing
+    alike &= (scores[:, None] - ours.scores).abs() <= 1e-3
+    alike &= labels[:, None] == ours.labels
+    pairs = []
+    for index, row in enumerate(alike):
+        if row.any():
+            partner = int(row.int().argmax())
+            alike[:, partner] = False
+            pairs.append((index, partner))
+    return pairs
+
+
+def _unmatched(theirs, ours, pairs):
+    wrong = []
+    count, best = theirs["count"], len(theirs["scores"])
+    if abs(len(ours) - count) > (1 - MATCHED) * count:
+        wrong.append(f"{len(ours)}, not {count}")
+    if len(pairs) < MATCHED * best:
+        wrong.append(f"only {len(pairs)} of {best} are alike")
+    return wrong
+
+
+def _mask_areas(theirs, ours, pairs):
+    """Compare the areas of pasted masks."""
+    areas = paste_masks(ours.mask_crops, ours.boxes, theirs["mask_size"]).flatten(1).sum(1, dtype=torch.int64)
+    expected = theirs["mask_areas"]
+    off = [
+        f"{int(areas[partner])} pixels for {expected[index]}"
+        for index, partner in pairs
+        if abs(int(areas[partner]) - expected[index]) > AREA_TOLERANCE * expected[index] + 1
+    ]
+    return f"{len(pairs) - len(off)} of {len(pairs)}", off
+
+
+def _backward(model, batch):
+    """Return the losses by name, their gradients computed, with normalisation layers in eval mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+            module.eval()
+    model.zero_grad()
+    losses = {name: value for name, value in model(batch).items() if "loss" in name}
+    sum(losses.values()).backward()
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def _gradients(case, model):
+    """Compare norms of gradients: Detectron2's of all, MMDetection's sum of each tensor's, and some of these."""
+    # In float32, the norm of 100 million elements is off by 1 %.
+    norms = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None}
+    if case["origin"] == "detectron2":
+        ours, theirs = {"all": sum(norm**2 for norm in norms.values()) ** 0.5}, {"all": case["train"]["grad_norm"]}
+    else:
+        ours = {"the sum": sum(norms.values())} | {name: norms.get(name, 0.0) for name in case["grad_norms"]}
+        theirs = {"the sum": case["grad_norm_sum"], **case["grad_norms"]}
+    return _differences(ours, theirs, GRADIENT_TOLERANCE)
+
+
+def _differences(ours, theirs, tolerance):
+    """Return the largest relative difference, and which values differ by more than `tolerance` of theirs.
+
+    What is nearly zero is compared as if it were larger, so that `ABSOLUTE` is within the tolerance.
+    """
+    wrong = [f"{name} is only on one side" for name in sorted(ours.keys() ^ theirs.keys())]
+    largest = 0.0
+    for name in sorted(ours.keys() & theirs.keys()):
+        difference = abs(ours[name] - theirs[name])
+        relative = difference / (abs(theirs[name]) + ABSOLUTE / tolerance)
+        largest = max(largest, relative)
+        if not relative <= tolerance:
+            wrong.append(f"{name} is {ours[name]:.7g}, not {theirs[name]:.7g}")
+    return f"{largest:.0e}", wrong

@@ -1,0 +1,192 @@
+"""Reference cases: what another code base computed for a model, and the checkpoint that it computed it with.
+
+A case holds no weights: they follow from names and shapes by `rule.py`, and `write_checkpoint` puts them into a file as
+the case's code base writes it.
+"""
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import rule
+import torch
+
+from detcli.structures import Batch, Target
+
+CASES = Path(__file__).parent / "cases"
+"""The cases that are committed, a folder a code base."""
+
+CONFIG_KEYS = (
+    "model",
+    "dataset_type",
+    "img_norm_cfg",
+    "optimizer",
+    "optimizer_config",
+    "lr_config",
+    "runner",
+    "fp16",
+    "custom_hooks",
+    "evaluation",
+    "load_from",
+    "auto_scale_lr",
+)
+"""The keys of an MMDetection case that are its config's, `data` aside."""
+
+OVERRIDES = {
+    "model.train_cfg.rpn.sampler.num": ("rpn_sampler.num", "sampler.num"),
+    "model.train_cfg.rcnn.sampler.num": ("sampler.num",),
+    "model.train_cfg.rpn_proposal.max_per_img": ("train_proposals",),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("rpn_sampler.num", "sampler.num"),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("sampler.num",),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("train_proposals",),
+}
+"""What cases change for training, so that nothing is drawn at random, and our arguments: the first that a model has."""
+
+
+def names(folder=CASES):
+    """Return the names of the cases in `folder`: their paths without ``.json.gz``, as ``mmdet/atss/...``."""
+    found = [path for origin in ("mmdet", "detectron2") for path in folder.glob(f"{origin}/*/*.json.gz")]
+    return sorted(path.relative_to(folder).as_posix().removesuffix(".json.gz") for path in found)
+
+
+def load(name, folder=CASES):
+    """Return the case `name`; `alias` in it is the case whose numbers it shares, or None."""
+    case = json.loads(gzip.decompress((folder / f"{name}.json.gz").read_bytes()))
+    case["name"], case["origin"] = name, name.partition("/")[0]
+    other = case.get("same_model_as") or case.get("numbers_same_as", "").removeprefix("configs/").removesuffix(".yaml")
+    case["alias"] = f"{case['origin']}/{other}" if other else None
+    return case
+
+
+def write_checkpoint(case, folder):
+    """Write the checkpoint of `case` into `folder` as its code base does.
+
+    Return the source and the path, and the id of its row where the file doesn't say what model it holds.
+    """
+    if case["origin"] == "detectron2":
+        path = folder / "model_final.pkl"
+        path.write_bytes(pickle.dumps({"model": _detectron2_tensors(case), "__author__": "Detectron2 Model Zoo"}))
+        return "detectron2", path, case["config"].removeprefix("configs/")
+    path = folder / "latest.pth"
+    constants = case["constants"]
+    state = {
+        row[0]: torch.tensor(constants[row[0]]) if row[0] in constants else torch.from_numpy(rule.fill(*row))
+        for row in case["state_dict"]
+    }
+    meta = {
+        "mmdet_version": "2.28.2",
+        "config": config_text(case),
+        "exp_name": f"{case['config']}.py",
+        "CLASSES": tuple(f"thing {number}" for number in range(class_count(case))),
+        "epoch": case["runner"].get("max_epochs"),
+    }
+    optimizer = {"state": {}, "param_groups": [{"lr": case["optimizer"]["lr"], "params": [0, 1]}]}
+    torch.save({"meta": meta, "state_dict": state, "optimizer": optimizer}, path)
+    return "mmdet", path, None
+
+
+def config_text(case):
+    """Return the config of an MMDetection case as the Python text in the meta of its checkpoints."""
+    data = {"samples_per_gpu": case["samples_per_gpu"], **case["data"]}
+    config = {key: case[key] for key in CONFIG_KEYS if key in case} | {"data": data}
+    return "".join(f"{key} = {_as_python(value)}\n" for key, value in config.items())
+
+
+def class_count(case):
+    """Return the number of classes of the objects of `case`; RPNs have those of COCO."""
+    if case["origin"] == "mmdet":
+        return case["num_classes"] or 80
+    model = case["cfg"]["MODEL"]
+    part = model["RETINANET"] if model["META_ARCHITECTURE"] == "RetinaNet" else model["ROI_HEADS"]
+    return part["NUM_CLASSES"]
+
+
+def training_settings(case, model):
+    """Return the settings (``"model.a=b"``) that `case` trains with, in the terms of our config of `model`."""
+    if case["origin"] == "mmdet":
+        changes = dict(change.split("=") for change in case["train_overrides"])
+    else:
+        changes = case["train"]["overrides"]
+    settings = []
+    for key, value in changes.items():
+        ours = [argument for argument in OVERRIDES[key] if argument.partition(".")[0] in model]
+        settings += [f"model.{argument}={value}" for argument in ours[:1]]
+    return settings
+
+
+def batch(case, normalizer):
+    """Return the picture of `case` as the network sees it, with its targets and proposals.
+
+    Detectron2's pictures are pixels, which `normalizer` makes the network's input of; MMDetection's are that already.
+    """
+    height, width, seed = (case["input"][key] for key in ("height", "width", "seed"))
+    boxes, labels, masks = map(torch.from_numpy, rule.make_targets(height, width, class_count(case)))
+    sizes = torch.tensor([[height, width]])
+    if case["origin"] == "mmdet":
+        proposals = torch.from_numpy(rule.make_proposals(height, width))[:, :4]
+        target = Target(boxes, labels, masks, proposals=proposals)
+        return Batch(torch.from_numpy(rule.make_input(height, width, seed)), sizes, [target])
+    proposals, _ = rule.make_proposals_detectron2(height, width)
+    target = Target(boxes, labels, masks, proposals=torch.from_numpy(proposals))
+    bgr = torch.from_numpy(rule.make_image_detectron2(height, width, seed))
+    return normalizer(Batch(bgr.flip(0)[None], sizes, [target]))
+
+
+def features(case):
+    """Return the statistics of the maps of backbone and neck, by part; those of Detectron2 are the last part's."""
+    if case["origin"] == "mmdet":
+        return case["features"]
+    levels = case["inference"]["features"]
+    part = "neck" if any(name.startswith("p") for name in levels) else "backbone"
+    return {part: [{"path": name, **level} for name, level in levels.items()]}
+
+
+def detections(case):
+    """Return count, boxes, scores and labels, best first, and where there are masks their areas and size."""
+    if case["origin"] == "mmdet":
+        found = dict(case["detections"])
+        found["labels"] = found["labels"] or [0] * len(found["scores"])
+        rle = found.get("mask_rle")
+    elif "proposals" in case["inference"]:
+        found = dict(case["inference"]["proposals"])
+        found["scores"] = torch.tensor(found["objectness_logits"]).sigmoid().tolist()
+        found["labels"] = [0] * len(found["scores"])
+        rle = None
+    else:
+        found = dict(case["inference"]["detections"])
+        found["labels"] = found["classes"]
+        rle = found.get("mask_rle_first5")
+    return found | {"mask_size": tuple(rle[0]["size"]) if rle else None}
+
+
+def losses(case):
+    """Return the losses by our names."""
+    if case["origin"] == "detectron2":
+        found = case["train"].get("losses_bitmask", case["train"]["losses"])
+        ours = {"loss_box_reg": "loss_bbox", "loss_rpn_loc": "loss_rpn_bbox"}
+        return {ours.get(name, name): value for name, value in found.items()}
+    return {
+        name: value["sum"] if isinstance(value, dict) else value  # a dict where each level has its own
+        for name, value in case["losses"].items()
+        if "loss" in name
+    }
+
+
+def _detectron2_tensors(case):
+    tensors = {row[0]: rule.fill_detectron2(*row[:3], row[4]) for row in case["state_dict"]}
+    for name, shape, dtype, values in case["nonpersistent_buffers"]:
+        tensors[name] = np.array(values, dtype).reshape(shape)
+    return tensors
+
+
+def _as_python(value):
+    """Return `value` as MMDetection prints configs: dicts as calls of dict."""
+    if isinstance(value, dict) and all(key.isidentifier() for key in value):
+        return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_as_python(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_python, value))}]"
+    return repr(value)

@@ -1,0 +1,74 @@
+"""Runs reference cases and says what came of each: ``nox -s parity``, or with names of cases or parts of them.
+
+All committed cases are written to zoo/parity.json; those of another folder (``DETCLI_PARITY=FOLDER``) and a choice are
+only printed. The exit status is 1 when a case fails; one that is not supported does.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import comparison
+import reference
+
+from detcli.cli.text import aligned
+from detcli.zoo.report import parity
+from detcli.zoo.status import PARITY, digest
+
+
+def main():
+    """Run the cases; return the exit status."""
+    folder = Path(os.environ.get("DETCLI_PARITY") or reference.CASES)
+    wanted = sys.argv[1:]
+    cases = [name for name in reference.names(folder) if not wanted or any(part in name for part in wanted)]
+    results = {}
+    for number, name in enumerate(sorted(cases, key=lambda name: bool(reference.load(name, folder)["alias"])), 1):
+        start = time.monotonic()
+        results[name] = result(name, folder, results)
+        text = "passes" if results[name]["passes"] else f"fails: {results[name]['wrong'][0]}"
+        print(f"{number}/{len(cases)} {name}: {text} ({time.monotonic() - start:.0f} s)", flush=True)
+    results = dict(sorted(results.items()))
+    for line in aligned(*parity(results)):
+        print(line)
+    if folder == reference.CASES and not wanted:
+        PARITY.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    failed = sum(not found["passes"] for found in results.values())
+    print(f"{len(results) - failed} of {len(results)} cases pass")
+    return int(failed > 0 or not results)
+
+
+def result(name, folder, results):
+    """Return what came of the case `name`, as zoo/parity.json has it; `results` are those of the cases before."""
+    case = reference.load(name, folder)
+    found = comparison.Outcome()
+    try:
+        if case["alias"] is None:
+            found = comparison.compare(case)
+        else:
+            found.config = digest(comparison.config_of(case))
+            found.wrong = alias_failures(found.config, case["alias"], results.get(case["alias"]))
+    except Exception as error:  # what breaks in one case must not keep the others from being listed
+        kind = "" if isinstance(error, comparison.DetcliError) else f"{type(error).__name__}: "
+        found.wrong.append(f"{kind}{error}".replace("\n", " "))
+    return {
+        "config": found.config,
+        "passes": not found.wrong,
+        "same_as": case["alias"] or "",
+        "measured": found.measured,
+        "wrong": found.wrong,
+    }
+
+
+def alias_failures(config, alias, other):
+    """Return why a case with the model `config` hasn't the numbers of the case `alias`, of which came `other`."""
+    if other is None:
+        return [f"it has the numbers of {alias}, which was not run"]
+    if config != other["config"]:
+        return [f"it has the numbers of {alias}, and another model here"]
+    return [] if other["passes"] else [f"as {alias}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

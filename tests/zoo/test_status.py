@@ -1,0 +1,143 @@
+"""How far detcli is with the published rows."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from detcli.cli.zoo import list_rows, show
+from detcli.config import revise
+from detcli.engine.model import build_model
+from detcli.errors import UsageError
+from detcli.zoo import status as statuses
+from detcli.zoo.names import resolve
+from detcli.zoo.rows import rows
+from detcli.zoo.status import STATUSES, digest, reached, status
+from detcli.zoo.training import training
+
+
+@pytest.fixture
+def parity(tmp_path, monkeypatch):
+    """Return a function that puts other outcomes of reference cases, by config, in the place of the published ones."""
+
+    def write(outcomes):
+        path = tmp_path / "parity.json"
+        path.write_text(json.dumps({f"case {n}": {"config": c, "passes": p} for n, (c, p) in enumerate(outcomes)}))
+        monkeypatch.setattr(statuses, "PARITY", path)
+        statuses._passed.cache_clear()
+
+    yield write
+    statuses._passed.cache_clear()
+
+
+def test_every_row_that_builds_is_a_model_with_nothing_allocated():
+    built = {}
+    for row in rows():
+        found = training(row)
+        if status(row) == "listed":
+            assert not (found.config and found.exact)
+            continue
+        key = digest(found.config)
+        if key not in built:
+            with torch.device("meta"):
+                built[key] = build_model(found.config, 80)
+        assert found.config.model["name"] == row.model
+        assert all(tensor.is_meta for tensor in built[key].state_dict().values())
+    assert len(built) > 20
+
+
+def test_a_row_is_listed_where_something_of_its_model_is_missing():
+    assert status(resolve("mmdet-v2/retinanet_ghm_r50_fpn_1x_coco")) == "listed"  # no plugin
+    assert status(resolve("mmdet-v2/faster_rcnn_r50_fpn_bounded_iou_1x_coco")) == "listed"  # another loss
+    assert status(resolve("fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x_coco")) == "listed"
+
+
+def test_a_row_without_weights_only_builds():
+    row = resolve("mmdet-v2/pisa-1-1")
+    assert training(row).exact
+    assert status(row) == "builds"
+
+
+def test_what_differs_in_training_alone_is_the_same_model():
+    plain, multi_scale = (
+        training(resolve(f"mmdet-v2/{name}"))
+        for name in ("mask_rcnn_r50_caffe_fpn_1x_coco", "mask_rcnn_r50_caffe_fpn_mstrain-poly_3x_coco")
+    )
+    assert plain.exact
+    assert multi_scale.exact
+    assert digest(plain.config) == digest(multi_scale.config)
+
+
+def test_a_row_is_verified_by_a_case_of_the_same_model_and_input_that_passes(parity):
+    row = resolve("mmdet-v2/atss_r50_fpn_1x_coco")
+    config = training(row).config
+    for outcomes, expected in (
+        ([], "converts"),
+        ([(digest(config), True)], "verified"),
+        ([(digest(config), False)], "converts"),
+        ([(digest(revise(config, settings=["train.batch=3"])), True)], "verified"),
+        ([(digest(revise(config, settings=["model.nms_threshold=0.61"])), True)], "converts"),
+        ([(digest(revise(config, settings=["input.channels=bgr"])), True)], "converts"),
+    ):
+        parity(outcomes)
+        assert status(row) == expected
+
+
+def test_a_status_counts_for_those_before_it(parity):
+    row = resolve("mmdet-v2/atss_r50_fpn_1x_coco")
+    parity([])
+    assert [reached(row, wanted) for wanted in STATUSES] == [True, True, True, False]
+    with pytest.raises(UsageError, match="unknown status 'verify': did you mean 'verified'"):
+        reached(row, "verify")
+
+
+def test_list_chooses_by_status_and_says_it(parity, capsys):
+    config = training(resolve("mmdet-v2/atss_r50_fpn_1x_coco")).config
+    parity([(digest(config), True)])
+    list_rows(status="verified", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert {(row["id"], row["status"]) for row in found} == {("mmdet-v2/atss_r50_fpn_1x_coco", "verified")}
+    list_rows(status="builds", method=["atss"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["status", "verified", "converts"]
+    with pytest.raises(UsageError, match="unknown status 'buids': did you mean 'builds'"):
+        list_rows(status="buids")
+
+
+def test_show_says_how_to_evaluate_what_converts(capsys):
+    show("mmdet-v2/atss_r50_fpn_1x_coco")
+    text = capsys.readouterr().out
+    assert re.search(r"\n  status      (converts|verified)\n", text)
+    assert (
+        "  evaluate    detcli zoo download mmdet-v2/atss_r50_fpn_1x_coco --dest weights\n"
+        "              detcli convert auto weights/atss_r50_fpn_1x_coco_20200209-985f7bd0.pth "
+        "atss_r50_fpn_1x_coco.safetensors\n"
+        "              detcli eval atss_r50_fpn_1x_coco.safetensors --data path/to/coco\n"
+    ) in text
+    show("mmdet-v2/retinanet_ghm_r50_fpn_1x_coco")
+    text = capsys.readouterr().out
+    assert "\n  status      listed\n" in text
+    assert "evaluate" not in text
+
+
+def test_statuses_of_all_rows_take_no_torch_and_no_two_seconds():
+    code = (
+        "import sys; from detcli.cli import main; sys.argv[1:] = ['zoo', 'list', '--status', 'verified']\n"
+        "try: main()\n"
+        "finally: print({'torch', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    )
+    spent = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "set()")
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 2
