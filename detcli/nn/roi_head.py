@@ -1,4 +1,4 @@
-"""The second stage: boxes, classes and masks of regions of interest (Girshick 2015; He et al. 2017)."""
+"""The second stage: boxes, classes, masks and keypoints of regions of interest (Girshick 2015; He et al. 2017)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.detector import Trunk
+from detcli.nn.keypoint_head import KeypointHead, find_keypoints
 from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
@@ -78,15 +79,18 @@ def roi_head(
     max_per_image: int,
     mask_roi_extractor: PartConfig | None = None,
     mask_head: MaskHead | None = None,
+    keypoint_roi_extractor: PartConfig | None = None,
+    keypoint_head: KeypointHead | None = None,
 ) -> RoIHead:
-    """Return the second stage on the maps of `trunk`, with a `mask_head` or without.
+    """Return the second stage on the maps of `trunk`, with a `mask_head` or a `keypoint_head` or without.
 
     Where RoIs go through the trunk's shared head, it stands in place of the fully connected layers.
     """
     extractor = build("roi_extractors", roi_extractor, strides=trunk.strides)
-    mask_extractor = None
-    if mask_roi_extractor is not None:
-        mask_extractor = build("roi_extractors", mask_roi_extractor, strides=trunk.strides)
+    mask_extractor, keypoint_extractor = (
+        None if part is None else build("roi_extractors", part, strides=trunk.strides)
+        for part in (mask_roi_extractor, keypoint_roi_extractor)
+    )
     boxes = BBoxHead(
         trunk.roi_channels,
         extractor.output_size,
@@ -106,6 +110,8 @@ def roi_head(
         shared_head=trunk.shared_head,
         mask_roi_extractor=mask_extractor,
         mask_head=mask_head,
+        keypoint_roi_extractor=keypoint_extractor,
+        keypoint_head=keypoint_head,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
@@ -245,10 +251,10 @@ class MaskHead(nn.Module):
 
 
 class RoIHead(nn.Module):
-    """Finds the class, the box and, with a `mask_head`, the mask of each proposal.
+    """Finds the class, the box and, with a `mask_head` or a `keypoint_head`, the mask or keypoints of each proposal.
 
-    With a `shared_head`, the features of RoIs go through it before any other head. Without a `mask_roi_extractor`,
-    masks come from the features that boxes come from.
+    With a `shared_head`, the features of RoIs go through it before any other head. Without an extractor of their own,
+    masks and keypoints come from the features that boxes come from.
     """
 
     def __init__(
@@ -264,13 +270,17 @@ class RoIHead(nn.Module):
         shared_head: nn.Module | None = None,
         mask_roi_extractor: SingleLevelExtractor | None = None,
         mask_head: MaskHead | None = None,
+        keypoint_roi_extractor: SingleLevelExtractor | None = None,
+        keypoint_head: KeypointHead | None = None,
     ) -> None:
         super().__init__()
         self.bbox_roi_extractor = bbox_roi_extractor
         self.mask_roi_extractor = mask_roi_extractor
+        self.keypoint_roi_extractor = keypoint_roi_extractor
         self.shared_head = shared_head
         self.bbox_head = bbox_head
         self.mask_head = mask_head
+        self.keypoint_head = keypoint_head
         self.assigner = assigner
         self.sampler = sampler
         self.score_threshold = score_threshold
@@ -278,7 +288,7 @@ class RoIHead(nn.Module):
         self.max_per_image = max_per_image
 
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return loss_cls, loss_bbox and, with a mask head, loss_mask; proposals are [P,4] for each image."""
+        """Return loss_cls, loss_bbox and those of the other heads; proposals are [P,4] for each image."""
         assert batch.targets is not None
         samples = [
             self._sample(boxes, target, seed)
@@ -286,18 +296,19 @@ class RoIHead(nn.Module):
         ]
         rois = self._pool(self.bbox_roi_extractor, features, [sample.boxes for sample in samples])
         losses = self.bbox_head.losses(rois, samples)
-        if self.mask_head is not None:
-            positives = [sample.possible_positives() for sample in samples]
-            if self.mask_roi_extractor is None:
+        heads = self._object_heads()
+        positives = [sample.possible_positives() for sample in samples if heads]
+        for extractor, head in heads:
+            if extractor is None:
                 parts = torch.split(rois, [len(sample.boxes) for sample in samples])
-                rois = torch.cat([part[sample.positive_rows()] for part, sample in zip(parts, samples, strict=True)])
+                own = torch.cat([part[sample.positive_rows()] for part, sample in zip(parts, samples, strict=True)])
             else:
-                rois = self._pool(self.mask_roi_extractor, features, [sample.boxes for sample in positives])
-            losses |= self.mask_head.losses(rois, positives, batch.targets)
+                own = self._pool(extractor, features, [sample.boxes for sample in positives])
+            losses |= head.losses(own, positives, batch.targets)
         return losses
 
     def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
-        """Return the detections of each image, with mask crops where there is a mask head."""
+        """Return the detections of each image, with mask crops and keypoints where there are heads for them."""
         counts = [len(boxes) for boxes in proposals]
         rois = to_rois(proposals)
         logits, deltas = self.bbox_head(self._pool(self.bbox_roi_extractor, features, proposals))
@@ -317,7 +328,22 @@ class RoIHead(nn.Module):
             parts = torch.split(crops.float().sigmoid(), [len(detections) for detections in found])
             for detections, part in zip(found, parts, strict=True):
                 detections.mask_crops = part
+        if self.keypoint_head is not None:
+            extractor = self.keypoint_roi_extractor or self.bbox_roi_extractor
+            every = [detections.boxes for detections in found]
+            keypoints = find_keypoints(self.keypoint_head(self._pool(extractor, features, every)), torch.cat(every))
+            for detections, part in zip(found, torch.split(keypoints, [len(boxes) for boxes in every]), strict=True):
+                detections.keypoints = part
         return found
+
+    def _object_heads(self) -> list[tuple[SingleLevelExtractor | None, MaskHead | KeypointHead]]:
+        """Return the heads that look at objects alone, and where the features of their RoIs come from."""
+        heads: list[tuple[SingleLevelExtractor | None, MaskHead | KeypointHead]] = []
+        if self.mask_head is not None:
+            heads.append((self.mask_roi_extractor, self.mask_head))
+        if self.keypoint_head is not None:
+            heads.append((self.keypoint_roi_extractor, self.keypoint_head))
+        return heads
 
     def _pool(self, extractor: SingleLevelExtractor, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return the features [R,C,S,S] of the boxes [P,4] of each image."""
