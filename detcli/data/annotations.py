@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
@@ -25,7 +27,8 @@ class Annotations:
 
     ids [M]; xywh [M,4] left, top, width and height; categories [M] positions in the dataset's list of
     categories; crowd [M]; areas [M]; keypoints [M,K,3] x, y and visibility (0 unlabelled, 1 hidden, 2
-    visible), K = 0 without any; semantic [H,W] stuff and thing labels.
+    visible), K = 0 without any; semantic [H,W] stuff and thing labels; facts are what else the dataset says of the
+    picture that evaluators read, by the names of its JSON (LVIS' ``neg_category_ids``).
     """
 
     size: tuple[int, int]
@@ -37,6 +40,7 @@ class Annotations:
     segmentations: list[Segmentation]
     keypoints: NDArray[np.float32]
     semantic: Pixels | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,11 +48,12 @@ class Annotations:
 
 @dataclass(slots=True)
 class Category:
-    """A category of a dataset: its own id, its name, and its keypoints' names."""
+    """A category of a dataset: its own id, its name, its keypoints' names, and how frequent LVIS calls it (r, c, f)."""
 
     id: int
     name: str
     keypoints: tuple[str, ...] = ()
+    frequency: str = ""
 
 
 class Source(Protocol):
@@ -125,12 +130,14 @@ class AnnotationWriter:
 class AnnotationStore:
     """The annotations of all pictures of a dataset in flat arrays; `sizes` [N,2] are heights and widths.
 
+    `facts` are those of each picture (see `Annotations`) as JSON texts, empty where there are none.
     A worker process that reads Python objects writes their reference counts, and so copies their memory page
     by page; numpy arrays stay shared.
     """
 
-    def __init__(self, written: AnnotationWriter, sizes: NDArray[np.int64]) -> None:
+    def __init__(self, written: AnnotationWriter, sizes: NDArray[np.int64], facts: Sequence[str] = ()) -> None:
         self.sizes = sizes
+        self._facts, self._fact_first = flat_texts(facts or [""] * len(sizes))
         self.ids = np.array(written.ids, np.int64)
         self.images = np.array(written.images, np.int64)
         self.categories = np.array(written.categories, np.int64)
@@ -179,6 +186,7 @@ class AnnotationStore:
             self.areas[rows],
             [self.segmentation(int(row)) for row in rows],
             keypoints,
+            facts=json.loads(text_at(self._facts, self._fact_first, image) or "{}"),
         )
 
     def segmentation(self, row: int) -> Segmentation:
@@ -189,6 +197,17 @@ class AnnotationStore:
         first, last = self.polygon_first[row], self.polygon_first[row + 1]
         ends = self.points_first[first : last + 1]
         return [self.polygons[start:end] for start, end in pairwise(ends)]
+
+
+def flat_texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return texts in one array of bytes, and where each begins and the last ends; `text_at` reads them."""
+    encoded = [text.encode() for text in texts]
+    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
+
+
+def text_at(flat: NDArray[np.uint8], first: NDArray[np.int64], index: int) -> str:
+    """Return text `index` of those that `flat_texts` put together."""
+    return flat[first[index] : first[index + 1]].tobytes().decode()
 
 
 def turn(annotations: Annotations, orientation: int) -> Annotations:

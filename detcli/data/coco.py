@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeGuard
 
@@ -20,7 +22,9 @@ from detcli.data.annotations import (
     AnnotationStore,
     AnnotationWriter,
     Category,
+    flat_texts,
     run_lengths,
+    text_at,
     turn,
 )
 from detcli.data.images import TURNED, Pixels, load_image, read_header, upright_size
@@ -37,6 +41,14 @@ SPLIT_NAMES = {
     "val": ("val", "val2017", "val2014", "valid", "validation"),
 }
 """What folders and files of a split are called, in order of preference."""
+
+BEFORE_SPLIT = ("instances_", "annotations_", r"lvis_v[\d.]+_", "instancesonly_filtered_gtFine_")
+"""What may stand before the split in the name of an annotation file, as patterns."""
+
+FACTS = ("neg_category_ids", "not_exhaustive_category_ids", "void")
+"""What images say beside their size: of LVIS, the categories that are absent and those of which not every object is
+annotated; of Cityscapes, the run lengths of the pixels that evaluation leaves out.
+"""
 
 STRAY_BOXES = 1e-4
 """The share of boxes without area that is a slip, not a broken file: COCO train2017 has such a one."""
@@ -64,7 +76,7 @@ def locate(source: Path, split: Split, images: str = "") -> Located:
         path, own = _find_file(source, split)
     if images:
         return Located(path, (Path(images),), own)
-    name = path.stem.removeprefix("instances_").removeprefix("annotations_").removesuffix("_annotations.coco")
+    name = re.sub(rf"^({'|'.join(BEFORE_SPLIT)})", "", path.stem).removesuffix("_annotations.coco")
     names = (name, *(alias for aliases in SPLIT_NAMES.values() if name in aliases for alias in aliases))
     roots: dict[Path, None] = {}
     for base in (path.parent, path.parent.parent):
@@ -87,6 +99,11 @@ def _find_file(folder: Path, split: Split) -> tuple[Path, bool]:
             "instances_{}.json",
             "{}.json",
             "annotations_{}.json",
+            "annotations/lvis_v1_{}.json",
+            "lvis_v1_{}.json",
+            "annotations/lvis_v0.5_{}.json",
+            "lvis_v0.5_{}.json",
+            "annotations/instancesonly_filtered_gtFine_{}.json",
             "{}/_annotations.coco.json",
             "{}/annotations.json",
             "{}_annotations.coco.json",
@@ -126,16 +143,14 @@ class CocoSource:
         self.image_ids = image_ids
         self.sizes = store.sizes
         self.root = root
-        encoded = [file_name.encode() for file_name in file_names]
-        self._names = np.frombuffer(b"".join(encoded), np.uint8)
-        self._name_first = np.cumsum([0, *map(len, encoded)])
+        self._names, self._name_first = flat_texts(file_names)
         objects = ~store.crowd
         self.has_masks = bool((store.segmented() & objects).any())
         self.filled = np.bincount(store.images[store.trainable()], minlength=len(image_ids)) > 0
 
     def file_name(self, index: int) -> str:
         """Return the name of picture `index`, as the JSON has it."""
-        return self._names[self._name_first[index] : self._name_first[index + 1]].tobytes().decode()
+        return text_at(self._names, self._name_first, index)
 
     def path(self, index: int) -> Path:
         """Return where picture `index` is, or should be."""
@@ -190,26 +205,50 @@ def read_coco(located: Located, *, segmentations: bool = True, report: Report | 
     def fail(problem: str) -> NoReturn:
         raise DetcliError(f"{path}: {problem}. `detcli data check {path}` lists all such problems.")
 
-    report = report or fail
-    data = _load_json(path)
+    return _parsed(_load_json(path), str(path), partial(_find_root, located), segmentations, report or fail)
+
+
+def from_coco(data: dict[str, Any], name: str, root: Path) -> CocoSource:
+    """Return the dataset that a COCO dict describes, with its pictures below `root`.
+
+    Raises `DetcliError` at the first thing that is wrong with it.
+    """
+
+    def fail(problem: str) -> NoReturn:
+        raise DetcliError(f"{name}: {problem}.")
+
+    return _parsed(data, name, lambda names: root, True, fail)
+
+
+def _parsed(
+    data: dict[str, Any],
+    name: str,
+    find_root: Callable[[list[str]], Path],
+    segmentations: bool,
+    report: Report,
+) -> CocoSource:
+    """Return the dataset that a COCO dict describes; `find_root` is given the names of its pictures."""
     categories, positions = _read_categories(data["categories"], report)
     records = [record for record in data["images"] if _is_image(record, report)]
     if not records:
-        raise DetcliError(f"{path} has no images.")
-    names = [str(record["file_name"]) for record in records]
-    root = _find_root(located, names)
+        raise DetcliError(f"{name} has no images.")
+    names = [_file_name(record) for record in records]
+    root = find_root(names)
     numbers: dict[int, int] = {}
     for number, record in enumerate(records):
         if numbers.setdefault(int(record["id"]), number) != number:
             first = names[numbers[int(record["id"])]]
             report(f"two images have the id {record['id']}: {first} and {names[number]}")
-    sizes = np.array([_image_size(record, root) for record in records], np.int64).reshape(-1, 2)
+    sizes = np.array(
+        [_image_size(record, root / file_name) for record, file_name in zip(records, names, strict=True)], np.int64
+    ).reshape(-1, 2)
     written = AnnotationWriter()
     seen: set[int] = set()
     for position, record in enumerate(data["annotations"]):
         _add_annotation(written, record, position, seen, numbers, positions, sizes, segmentations, report)
     image_ids = np.array([int(record["id"]) for record in records], np.int64)
-    source = CocoSource(str(path), categories, AnnotationStore(written, sizes), image_ids, names, root)
+    facts = [_facts(record) for record in records]
+    source = CocoSource(name, categories, AnnotationStore(written, sizes, facts), image_ids, names, root)
     _check_boxes(source, report)
     return source
 
@@ -243,7 +282,8 @@ def _read_categories(records: list[Any], report: Report) -> tuple[list[Category]
         if not isinstance(record, dict) or not _is_whole(record.get("id")) or not record.get("name"):
             report(f"a category without a whole-number id and a name: {_short(record)}")
             continue
-        category = Category(int(record["id"]), str(record["name"]), tuple(record.get("keypoints") or ()))
+        keypoints, frequency = tuple(record.get("keypoints") or ()), str(record.get("frequency") or "")
+        category = Category(int(record["id"]), str(record["name"]), keypoints, frequency)
         if category.id in found:
             report(f"two categories have the id {category.id}: {found[category.id].name!r} and {category.name!r}")
             continue
@@ -255,19 +295,33 @@ def _read_categories(records: list[Any], report: Report) -> tuple[list[Category]
 
 
 def _is_image(record: Any, report: Report) -> bool:
-    good = isinstance(record, dict) and _is_whole(record.get("id")) and bool(record.get("file_name"))
+    good = isinstance(record, dict) and _is_whole(record.get("id")) and bool(_file_name(record))
     if not good:
         report(f"an image without a whole-number id and a file_name: {_short(record)}")
     return good
 
 
-def _image_size(record: dict[str, Any], root: Path) -> tuple[int, int]:
+def _file_name(record: dict[str, Any]) -> str:
+    """Return the path of a picture below its root; LVIS v1 gives its address at COCO's, v0.5 its name of 2014."""
+    name, address = str(record.get("file_name") or ""), str(record.get("coco_url") or "")
+    if not name:
+        return "/".join(address.split("/")[-2:])
+    return name.split("_")[-1] if name.startswith("COCO_") and "neg_category_ids" in record else name
+
+
+def _facts(record: dict[str, Any]) -> str:
+    """Return what else is said of a picture that evaluators read, as JSON; empty when nothing is."""
+    facts = {key: record[key] for key in FACTS if key in record}
+    return json.dumps(facts) if facts else ""
+
+
+def _image_size(record: dict[str, Any], path: Path) -> tuple[int, int]:
     """Return (height, width) as the JSON says, else as the file's header says, else (1, 1)."""
     height, width = record.get("height"), record.get("width")
     if _is_number(height) and _is_number(width) and height >= 1 and width >= 1:
         return int(height), int(width)
     try:
-        return upright_size(*read_header(root / str(record["file_name"])))
+        return upright_size(*read_header(path))
     except DetcliError:
         return 1, 1
 

@@ -166,11 +166,12 @@ class DetectionDataset(Dataset[Sample]):
             annotations = self.annotations(index)
             height, width = annotations.size
             name = self.source.file_name(int(self.indices[index]))
-            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width, **annotations.facts})
             objects += _coco_objects(annotations, image_id, self.source.categories, len(objects))
         categories: list[dict[str, Any]] = [
             {"id": category.id, "name": category.name}
             | ({"keypoints": list(category.keypoints)} if category.keypoints else {})
+            | ({"frequency": category.frequency} if category.frequency else {})
             for category in self.source.categories
         ]
         return {"images": images, "annotations": objects, "categories": categories}

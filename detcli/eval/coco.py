@@ -49,14 +49,14 @@ def evaluate(
         raise DetcliError("nothing to evaluate on: the ground truth has no images")
     categories = [{"id": 1, "name": "object"}] if task == "proposal" else ground_truth["categories"]
     notes: list[str] = []
-    objects = _objects(ground_truth, task, notes)
-    found = _found(images, categories, results, task, notes)
+    objects = usable_objects(ground_truth, task, notes)
+    found = usable_results(images, categories, results, task, notes)
 
     dataset = {"images": images, "categories": categories, "annotations": objects}
     detected = {"images": images, "categories": categories, "annotations": found}
     max_detections = [100, 300, 1000] if task == "proposal" else [1, 10, 100]
     iou_type = "segm" if task == "mask" else "bbox"
-    precision, recall = _run(backend, dataset, detected, iou_type, max_detections)
+    precision, recall = accumulated(backend, dataset, detected, iou_type, max_detections)
 
     main = MAIN[task]
     prefix = main.partition("_")[0]
@@ -64,25 +64,25 @@ def evaluate(
     metrics: dict[str, float] = {}
     per_class: dict[str, float] = {}
     if task == "proposal":
-        metrics["prop_AR"] = _percent(recall[..., 0, -1])
+        metrics["prop_AR"] = percent(recall[..., 0, -1])
     else:
-        metrics[f"{prefix}_AP"] = _percent(precision[..., 0, -1])
-        metrics[f"{prefix}_AP50"] = _percent(precision[0, ..., 0, -1])
-        metrics[f"{prefix}_AP75"] = _percent(precision[5, ..., 0, -1])
+        metrics[f"{prefix}_AP"] = percent(precision[..., 0, -1])
+        metrics[f"{prefix}_AP50"] = percent(precision[0, ..., 0, -1])
+        metrics[f"{prefix}_AP75"] = percent(precision[5, ..., 0, -1])
         for position, size in enumerate(SIZES, 1):
-            metrics[f"{prefix}_AP{size}"] = _percent(precision[..., position, -1])
-        names = _class_names(categories)
-        per_class = {name: _percent(precision[:, :, i, 0, -1]) for i, name in enumerate(names)}
+            metrics[f"{prefix}_AP{size}"] = percent(precision[..., position, -1])
+        names = class_names(categories)
+        per_class = {name: percent(precision[:, :, i, 0, -1]) for i, name in enumerate(names)}
     for position, count in enumerate(max_detections):
-        metrics[f"{prefix}_AR{count}"] = _percent(recall[..., 0, position])
+        metrics[f"{prefix}_AR{count}"] = percent(recall[..., 0, position])
     for position, size in enumerate(SIZES, 1):
-        metrics[f"{prefix}_AR{size}"] = _percent(recall[..., position, -1])
+        metrics[f"{prefix}_AR{size}"] = percent(recall[..., position, -1])
 
-    notes.extend(_explain(main, metrics, per_class, len(results), len(found)))
+    notes.extend(explained(main, metrics, per_class, len(results), len(found)))
     return Result(metrics, per_class, notes)
 
 
-def _objects(ground_truth: dict[str, Any], task: Task, notes: list[str]) -> list[dict[str, Any]]:
+def usable_objects(ground_truth: dict[str, Any], task: Task, notes: list[str]) -> list[dict[str, Any]]:
     """Return what COCO evaluation reads of the annotations, numbered from 1 (to it, id 0 is "no match")."""
     sizes = {int(image["id"]): (image["height"], image["width"]) for image in ground_truth["images"]}
     objects = []
@@ -114,7 +114,7 @@ def _objects(ground_truth: dict[str, Any], task: Task, notes: list[str]) -> list
     return objects
 
 
-def _found(
+def usable_results(
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
     results: list[dict[str, Any]],
@@ -159,14 +159,18 @@ def _found(
     return found
 
 
-def _run(
+def accumulated(
     backend: Backend,
     dataset: dict[str, Any],
     detected: dict[str, Any],
     iou_type: str,
     max_detections: list[int],
+    **settings: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision [10,101,K,4,M] and recall [10,K,4,M], -1 where there are no objects."""
+    """Return precision [10,101,K,4,M] and recall [10,K,4,M], -1 where there are no objects.
+
+    `settings` are further ones of the backend's evaluation.
+    """
     if backend == "faster":
         try:
             from faster_coco_eval import COCO
@@ -184,14 +188,14 @@ def _run(
             coco.dataset = content
             coco.createIndex()
             indexed.append(coco)
-        evaluation = Evaluation(*indexed, iouType=iou_type)
+        evaluation = Evaluation(*indexed, iouType=iou_type, **settings)
         evaluation.params.maxDets = max_detections
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
-def _explain(main: str, metrics: dict[str, float], per_class: dict[str, float], results: int, found: int) -> list[str]:
+def explained(main: str, metrics: dict[str, float], per_class: dict[str, float], results: int, found: int) -> list[str]:
     """Return why figures are -1 or 0; `found` of the `results` fit the ground truth."""
     if metrics[main] == -1:
         return [f"{main} is -1: the ground truth has no objects"]
@@ -213,12 +217,12 @@ def _explain(main: str, metrics: dict[str, float], per_class: dict[str, float], 
     return notes
 
 
-def _percent(values: NDArray[np.float64]) -> float:
+def percent(values: NDArray[np.float64]) -> float:
     measured = values[values > -1]
     return 100 * float(measured.mean()) if measured.size else -1.0
 
 
-def _class_names(categories: list[dict[str, Any]]) -> list[str]:
+def class_names(categories: list[dict[str, Any]]) -> list[str]:
     """Return the names in order of category id; names that occur twice get their id."""
     ordered = sorted(categories, key=lambda category: category["id"])
     counts = Counter(category["name"] for category in ordered)
