@@ -7,5 +7,6 @@ plugin = Plugin(
     title="Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample Selection",
     arxiv="1912.02424",
     models={"atss": Part(".model:atss", summary="one anchor a location, assigned by its overlaps' statistics")},
+    converters={"mmdet/ATSSHead": ".convert:mmdet_head"},
     recipes=[Recipe("atss", optim={"lr": 0.01}, summary="as MMDetection trains it")],
 )

@@ -31,6 +31,7 @@ plugin = Plugin(
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
     arxiv="1506.01497",
     models={"faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")},
+    converters={"mmdet/StandardRoIHead": ".convert:mmdet_head"},
     recipes=[
         Recipe("faster_rcnn", under=DEMO, summary="on a feature pyramid"),
         Recipe(

@@ -7,5 +7,6 @@ plugin = Plugin(
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
     arxiv="1506.01497",
     models={"rpn": Part(".model:rpn", summary="proposals of any class, from a feature pyramid")},
+    converters={"mmdet/RPNHead": ".convert:mmdet_head"},
     recipes=[Recipe("rpn", summary="RPN on a pyramid, 2000 boxes of each level into NMS")],
 )

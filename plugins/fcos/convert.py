@@ -1,0 +1,47 @@
+"""FCOS of MMDetection, in our terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detcli.convert import mmdet_parts as parts
+from detcli.convert.mmdet_group import Group
+from detcli.convert.mmdet_parts import Strides
+
+RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
+"""The sizes of objects that each level is trained for, where a config of MMDetection does not say."""
+
+
+def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
+    """Return the model of an MMDetection config whose `bbox_head` is an FCOSHead."""
+    head, test = model.group("bbox_head"), model.group("test_cfg")
+    model.ignore("train_cfg")  # FCOS has its own assignment
+    parts.check_strides(head, strides)
+    head.expect("dcn_on_last_conv", False)
+    head.expect("bbox_coder", None, {"type": "DistancePointBBoxCoder"})
+    return {
+        "name": "fcos",
+        **parts.tower(head, "gn"),
+        "conv_bias": head.take("conv_bias", "auto") is True,
+        "regress_limits": _regress_limits(head),
+        "center_sampling": head.flag("center_sampling", False),
+        "center_radius": head.number("center_sample_radius", 1.5),
+        "norm_on_bbox": head.flag("norm_on_bbox", False),
+        "centerness_on_reg": head.flag("centerness_on_reg", False),
+        "loss_cls": parts.loss(head, "loss_cls", {"type": "FocalLoss"}),
+        "loss_bbox": parts.loss(head, "loss_bbox", {"type": "IoULoss"}),
+        "loss_centerness": parts.loss(head, "loss_centerness", parts.CROSS_ENTROPY),
+        **parts.selection(test),
+    }
+
+
+def _regress_limits(head: Group) -> tuple[float, ...]:
+    """Return the sizes between levels, each of which must begin where the one below ends."""
+    ranges = head.take("regress_ranges", RANGES)
+    try:
+        lows, highs = zip(*((float(low), float(high)) for low, high in ranges), strict=True)
+    except (TypeError, ValueError):
+        raise head.wrong("regress_ranges", "a list of pairs of numbers") from None
+    if lows[1:] != highs[:-1] or lows[0] > 0 or highs[-1] < 1e5:
+        raise head.unsupported("regress_ranges")
+    return tuple(highs[:-1])
