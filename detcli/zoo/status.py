@@ -12,7 +12,7 @@ from detcli.errors import unknown
 from detcli.registry import names
 from detcli.zoo.names import weights_url
 from detcli.zoo.rows import DATA, Row
-from detcli.zoo.training import training
+from detcli.zoo.training import LEGACY, training
 
 Status = Literal["listed", "builds", "converts", "verified"]
 
@@ -25,7 +25,7 @@ converted from its origin's own file format, gives the numbers that the origin's
 """
 
 CONVERTERS = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy-v1", "mmdet-v2": "mmdet"}
-"""The source of `detcli convert` for the weights of each document."""
+"""What `detcli convert` calls the origin of each document's weights, those of `LEGACY` aside."""
 
 SAME_NAMES = ("mmdet", "legacy-v1")
 """Sources whose names are those of all models here."""
@@ -42,7 +42,8 @@ def status(row: Row) -> Status:
     found = training(row)
     if found.config is None or not found.exact:
         return "listed"
-    if not weights_url(row) or not _has_rules(CONVERTERS[row.source], row.model):
+    origin = CONVERTERS["mmdet-v0" if row.method == LEGACY else row.source]
+    if not weights_url(row) or not _has_rules(origin, row.model):
         return "builds"
     return "verified" if digest(found.config) in _passed() else "converts"
 

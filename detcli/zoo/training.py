@@ -21,6 +21,9 @@ SETTINGS_OF = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0":
 WITHOUT_MEANING = re.compile(r"\d+[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
 """Words in configs' names that a row has typed fields for, and images a device."""
 
+LEGACY = "legacy_1_x"
+"""The method of those rows of mmdet-v2 whose settings and weights are of mmdet-v0."""
+
 MEANINGS = {
     "fcos": {"gn-head": "", "center-normbbox-centeronreg-giou": "tricks", "640-800": "mstrain"},
 }
@@ -95,15 +98,21 @@ def training(row: Row) -> Training:
 def _recipes(row: Row) -> list[Recipe]:
     """Return the recipes for the row's model: those of the row's plugin, where that brings models of its own.
 
-    A row of a dataset's paper is trained by a recipe of its model that is named after the dataset.
+    A row of a dataset's paper, or of older settings, is trained by a recipe of its model that is named after them.
     """
     found = {name: find_recipe(name) for name in names("recipes")}
     fitting = {name: recipe for name, recipe in found.items() if (recipe.model or name) == row.model}
     if row.method in names("models").values():
         fitting = {name: recipe for name, recipe in fitting.items() if names("recipes")[name] == row.method}
     elif row.method not in names("overlays") and row.method not in plugins():
-        fitting = {name: recipe for name, recipe in fitting.items() if _dataset(row) in _words(name)}
+        after = SETTINGS_OF["mmdet-v0"] if row.method == LEGACY else _dataset(row)
+        fitting = {name: recipe for name, recipe in fitting.items() if after in _words(name)}
     return list(fitting.values())
+
+
+def _settings(row: Row) -> str:
+    """Return what recipes with the settings of the row's source say in their names; nothing for MMDetection v2's."""
+    return SETTINGS_OF["mmdet-v0"] if row.method == LEGACY else SETTINGS_OF.get(row.source, "")
 
 
 def _dataset(row: Row) -> str:
@@ -144,7 +153,7 @@ def _printed(schedule: Schedule) -> Numbers:
 
 
 def _differences(row: Row, config: RunConfig, left: set[str]) -> Iterator[str]:
-    settings = SETTINGS_OF.get(row.source, "")
+    settings = _settings(row)
     if settings in left:
         yield f"the recipe has MMDetection's settings, not those of {row.source}"
     dataset = _dataset(row)
@@ -171,13 +180,13 @@ def _variants(row: Row) -> Iterator[str]:
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
     meanings = MEANINGS.get(row.model, {})
     words = (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
-    yield from filter(None, (meanings.get(word, word) for word in words))
+    yield from filter(None, (meanings.get(word, word) for word in words if (row.method, word) != (LEGACY, "v1")))
     if dataset := _dataset(row):
         yield dataset
     if row.neck not in ("", "fpn"):
         yield row.neck
-    if row.source in SETTINGS_OF:
-        yield SETTINGS_OF[row.source]
+    if settings := _settings(row):
+        yield settings
 
 
 def _said(recipe: Recipe, words: set[str]) -> set[str]:

@@ -1,8 +1,6 @@
 """The comparison of a converted checkpoint with what its own code base computed."""
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import reference
@@ -47,14 +45,11 @@ class Outcome:
         self.wrong += [f"{check}: {text}" for text in wrong]
 
 
-def compare(case, folder=None):
+def compare(case, folder):
     """Convert the checkpoint of `case`, load it as ``detcli eval`` does, and compare all that the case holds.
 
-    `folder` is for files, a temporary one without.
+    Both files are written into `folder`.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return compare(case, Path(temporary))
     source, path, as_id = reference.write_checkpoint(case, folder)
     converted = convert(source, path, as_id=as_id)
     write(converted, folder / "converted.safetensors")

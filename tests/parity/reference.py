@@ -174,6 +174,73 @@ def losses(case):
     }
 
 
+def settings(case):
+    """Return how `case` trains and prepares pictures, in the terms of our run config: dotted key -> value."""
+    return _mmdet_settings(case) if case["origin"] == "mmdet" else _detectron2_settings(case["cfg"])
+
+
+def _mmdet_settings(case):
+    train = case["data"]["train"]
+    times = train.get("times", 1)
+    resize = next(step for step in train.get("dataset", train)["pipeline"] if step["type"] == "Resize")
+    scales = resize["img_scale"] if "multiscale_mode" in resize else [resize["img_scale"]]
+    test = next(step for step in case["data"]["test"]["pipeline"] if step["type"] == "MultiScaleFlipAug")
+    per_parameter = case["optimizer"].get("paramwise_cfg", {})
+    clip = (case.get("optimizer_config") or {}).get("grad_clip") or {}
+    lr, norm = case["lr_config"], case["img_norm_cfg"]
+    return {
+        "sched.unit": "epoch",
+        "sched.length": case["runner"]["max_epochs"] * times,
+        "sched.drops": [step * times for step in lr["step"]],
+        "sched.warmup": lr["warmup"],
+        "sched.warmup_iters": lr["warmup_iters"],
+        "sched.warmup_ratio": lr["warmup_ratio"],
+        "optim.lr": case["optimizer"]["lr"],
+        "optim.momentum": case["optimizer"]["momentum"],
+        "optim.weight_decay": case["optimizer"]["weight_decay"],
+        "optim.batch": case["auto_scale_lr"]["base_batch_size"],
+        "optim.clip_norm": clip.get("max_norm"),
+        "optim.bias_lr": per_parameter.get("bias_lr_mult", 1.0),
+        "optim.bias_decay": per_parameter.get("bias_decay_mult"),
+        "train.precision": "fp16" if "fp16" in case else "fp32",
+        "data.resize": [tuple(scale) for scale in scales],
+        "data.resize_mode": resize.get("multiscale_mode", "value"),
+        "data.test_resize": tuple(test["img_scale"]),
+        "input.mean": tuple(norm["mean"]),
+        "input.std": tuple(norm["std"]),
+        "input.channels": "rgb" if norm["to_rgb"] else "bgr",
+        "input.pad_divisor": 32,
+    }
+
+
+def _detectron2_settings(cfg):
+    model, solver, sizes = cfg["MODEL"], cfg["SOLVER"], cfg["INPUT"]
+    return {
+        "sched.unit": "iter",
+        "sched.length": solver["MAX_ITER"],
+        "sched.drops": solver["STEPS"],
+        "sched.gamma": solver["GAMMA"],
+        "sched.warmup": solver["WARMUP_METHOD"],
+        "sched.warmup_iters": solver["WARMUP_ITERS"],
+        "sched.warmup_ratio": solver["WARMUP_FACTOR"],
+        "optim.lr": solver["BASE_LR"],
+        "optim.momentum": solver["MOMENTUM"],
+        "optim.weight_decay": solver["WEIGHT_DECAY"],
+        "optim.batch": solver["IMS_PER_BATCH"],
+        "optim.clip_norm": solver["CLIP_GRADIENTS"]["CLIP_VALUE"] if solver["CLIP_GRADIENTS"]["ENABLED"] else None,
+        "optim.bias_lr": solver["BIAS_LR_FACTOR"],
+        "optim.bias_decay": solver["WEIGHT_DECAY_BIAS"],
+        "train.precision": "fp16" if solver["AMP"]["ENABLED"] else "fp32",
+        "data.resize": [(sizes["MAX_SIZE_TRAIN"], side) for side in sizes["MIN_SIZE_TRAIN"]],
+        "data.resize_mode": {"choice": "value"}.get(sizes["MIN_SIZE_TRAIN_SAMPLING"], sizes["MIN_SIZE_TRAIN_SAMPLING"]),
+        "data.test_resize": (sizes["MAX_SIZE_TEST"], sizes["MIN_SIZE_TEST"]),
+        "input.mean": tuple(model["PIXEL_MEAN"]),
+        "input.std": tuple(model["PIXEL_STD"]),
+        "input.channels": sizes["FORMAT"].lower(),
+        "input.pad_divisor": 32 if "fpn" in model["BACKBONE"]["NAME"] else 1,
+    }
+
+
 def _detectron2_tensors(case):
     tensors = {row[0]: rule.fill_detectron2(*row[:3], row[4]) for row in case["state_dict"]}
     for name, shape, dtype, values in case["nonpersistent_buffers"]:

@@ -7,6 +7,7 @@ only printed. The exit status is 1 when a case fails; one that is not supported 
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import comparison
 import reference
 
 from detcli.cli.text import aligned
+from detcli.errors import DetcliError
 from detcli.zoo.report import parity
 from detcli.zoo.status import PARITY, digest
 
@@ -43,15 +45,16 @@ def result(name, folder, results):
     """Return what came of the case `name`, as zoo/parity.json has it; `results` are those of the cases before."""
     case = reference.load(name, folder)
     found = comparison.Outcome()
-    try:
-        if case["alias"] is None:
-            found = comparison.compare(case)
-        else:
-            found.config = digest(comparison.config_of(case))
-            found.wrong = alias_failures(found.config, case["alias"], results.get(case["alias"]))
-    except Exception as error:  # what breaks in one case must not keep the others from being listed
-        kind = "" if isinstance(error, comparison.DetcliError) else f"{type(error).__name__}: "
-        found.wrong.append(f"{kind}{error}".replace("\n", " "))
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            if case["alias"] is None:
+                found = comparison.compare(case, Path(temporary))
+            else:
+                found.config = digest(comparison.config_of(case))
+                found.wrong = alias_failures(found.config, case["alias"], results.get(case["alias"]))
+        except Exception as error:  # what breaks in one case must not keep the others from being listed
+            kind = "" if isinstance(error, DetcliError) else f"{type(error).__name__}: "
+            found.wrong.append(kind + str(error).replace(f"{temporary}/", "").replace("\n", " "))
     return {
         "config": found.config,
         "passes": not found.wrong,
