@@ -14,6 +14,7 @@ from typer.main import get_command
 from detcli import __version__
 from detcli.cli.bench import bench
 from detcli.cli.config import config
+from detcli.cli.convert import convert
 from detcli.cli.data import app as data
 from detcli.cli.eval import eval
 from detcli.cli.list import list_names
@@ -34,6 +35,7 @@ app.command()(train)
 app.command()(eval)
 app.command()(predict)
 app.command()(bench)
+app.command()(convert)
 app.command()(config)
 app.command("list")(list_names)
 app.command(cls=SeveralValues)(table)
