@@ -122,8 +122,11 @@ def test_boxes_of_deltas(weights):
     assert ((ours - expected).abs() <= 1e-6 * largest).all()
 
 
-def test_growth_of_boxes_is_limited():
+def test_growth_of_boxes_is_limited_and_their_shrinking_is_not():
     assert coder("(1, 1, 1, 1)").max_log_ratio == pytest.approx(BOXES["scale_clamp"], rel=1e-12)
+    deltas = torch.tensor([[0.0, 0, 9, -9]])
+    (sides,) = coder("(1, 1, 1, 1)").decode(torch.tensor([[-8.0, -8, 8, 8]]), deltas)[:, 2:] * 2
+    close(sides, torch.tensor([16 * 1000 / 16, 16 * np.exp(-9)]).float())
 
 
 def test_overlaps():
@@ -156,6 +159,14 @@ def test_matches(name, monkeypatch):
         for match, label in zip(table["matches"], table["match_labels"], strict=True)
     ]
     assert found.gt_index.tolist() == expected
+
+
+def test_thresholds_of_matches_belong_to_what_is_above():
+    # IoU 0.5 and 0.25, exactly.
+    anchors = torch.tensor([[0.0, 0, 4, 2], [0, 0, 4, 1], [50, 50, 60, 60]])
+    target = Target(torch.tensor([[0.0, 0, 4, 4]]), torch.zeros(1).long())
+    assign = max_iou(positive=0.5, negative=0.25, match_low_quality=False)
+    assert assign(anchors, target, [3], None).gt_index.tolist() == [0, IGNORED, NEGATIVE]
 
 
 @pytest.mark.parametrize("threshold", [name for name in BOXES["batched_nms"] if name.startswith("keep_")])

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detcli.data.annotations import bitmaps
 from detcli.nn import losses, roi_head
@@ -181,6 +182,13 @@ def test_decode(entry):
     close(ours, tensor(entry["output"]), absolute=PIXELS)
 
 
+def test_boxes_shrink_no_more_than_they_grow():
+    """The deltas of the entries stay below the limit, wh_ratio_clip = 16 / 1000."""
+    deltas = torch.tensor([[0.0, 0, 9, -9]])
+    (sides,) = DeltaBoxCoder().decode(torch.tensor([[-8.0, -8, 8, 8]]), deltas)[:, 2:] * 2
+    close(sides, torch.tensor([16 * 1000 / 16, 16 * 16 / 1000]))
+
+
 @entries("bbox_overlaps")
 def test_overlaps(entry):
     overlap = aligned_iou if entry["params"].get("is_aligned") else pairwise_iou
@@ -212,15 +220,27 @@ def test_loss_and_its_gradient(entry, monkeypatch):
     close(pred.grad, tensor(entry["grad_of_sum"]["pred"]))
 
 
+class GivenLogits(MaskHead):
+    """A mask head without layers: its logits [P,C,S,S] are given."""
+
+    def __init__(self, logits):
+        nn.Module.__init__(self)
+        self.logits = logits
+        self.conv_logits = nn.Conv2d(1, logits.shape[1], 1)
+
+    def forward(self, rois, labels):
+        return self.logits[torch.arange(len(labels)), labels]
+
+
 def mask_loss(pred, target, labels, monkeypatch):
     """Return the loss of a mask head whose logits are `pred` [P,C,S,S], of RoIs whose masks are `target` [P,S,S]."""
-    count, classes = pred.shape[:2]
-    head = MaskHead(single_level(strides=(4,)), 1, classes, channels=1, num_convs=0)
-    monkeypatch.setattr(head, "forward", lambda features, rois, classes: pred[torch.arange(count), classes])
     monkeypatch.setattr(roi_head, "crop_masks", lambda masks, boxes, index, size: target)
-    boxes, all_rows = torch.zeros(count, 4), torch.ones(count, dtype=torch.bool)
-    sample = RoISample(boxes, boxes, torch.arange(count), labels, all_rows, all_rows, count)
-    return head.losses([], [sample], [Target(boxes, labels, masks=target)])["loss_mask"]
+    count = len(labels)
+    boxes, every_row = torch.zeros(count, 4), torch.ones(count, dtype=torch.bool)
+    sample = RoISample(boxes, boxes, torch.arange(count), labels, every_row, every_row, count)
+    return GivenLogits(pred).losses(torch.zeros(count, 1, 1, 1), [sample], [Target(boxes, labels, masks=target)])[
+        "loss_mask"
+    ]
 
 
 @entries("assigner")
