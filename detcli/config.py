@@ -51,7 +51,9 @@ class DataConfig(Section):
 
     `train` and `val` are folders, COCO-style JSON files or names of datasets; `source` stands for both.
     Resize scales are (longest side, shortest side) in pixels with the aspect ratio kept: `value` draws one of
-    the list, `range` draws between the first and the last.
+    the list, `range` draws between the first and the last. With a `repeat_threshold`, pictures with a class that is
+    in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a number of times
+    that is rounded up, or drawn anew each epoch.
     """
 
     source: str = ""
@@ -70,6 +72,8 @@ class DataConfig(Section):
     transforms: list[dict[str, Any]] = Field(default_factory=list)
     keep_empty: bool = False
     group_aspect: bool = True
+    repeat_threshold: float = Field(0.0, ge=0, le=1)
+    repeat_rounding: Literal["up", "drawn"] = "up"
     skip_bad_images: bool = False
     workers: int = Field(2, ge=0)
 

@@ -23,6 +23,7 @@ from detcli.data.annotations import Annotations, Category, Source, bitmaps
 from detcli.data.coco import CocoSource
 from detcli.data.images import Pixels
 from detcli.data.proposals import Proposals
+from detcli.data.sampling import repeat_factors
 from detcli.data.sources import match_classes, open_source, present, proposals_for, require_masks
 from detcli.data.transforms import (
     PhotometricDistortion,
@@ -118,6 +119,13 @@ class DetectionDataset(Dataset[Sample]):
         ratios: NDArray[np.float64] = sizes[:, 1] / sizes[:, 0]
         return ratios
 
+    def repeats(self, config: DataConfig) -> NDArray[np.float64] | None:
+        """Return how often each picture is shown in an epoch, or None when each is shown once."""
+        if not config.repeat_threshold:
+            return None
+        factors = repeat_factors(*self._objects(), len(self), config.repeat_threshold)
+        return np.ceil(factors) if config.repeat_rounding == "up" else factors
+
     def picture(self, image_id: int) -> Pixels:
         """Return the picture with that id as it is in the dataset: uint8 [H,W,3] RGB."""
         return self._read(self._place(image_id))[0]
@@ -175,6 +183,20 @@ class DetectionDataset(Dataset[Sample]):
             for category in self.source.categories
         ]
         return {"images": images, "annotations": objects, "categories": categories}
+
+    def _objects(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the position of the picture, and the label, of each annotated object whose class is known."""
+        if isinstance(self.source, CocoSource):
+            place = np.full(len(self.source.image_ids), -1)
+            place[self.indices] = np.arange(len(self))
+            pictures, categories = place[self.source.store.images], self.source.store.categories
+        else:
+            found = [self.annotations(index).categories for index in range(len(self))]
+            pictures = np.repeat(np.arange(len(self)), [len(categories) for categories in found])
+            categories = np.concatenate(found)
+        labels = self._labels[categories]
+        kept = (pictures >= 0) & (labels >= 0)
+        return pictures[kept], labels[kept]
 
     def _place(self, image_id: int) -> int:
         return int(np.flatnonzero(self.source.image_ids[self.indices] == image_id)[0])

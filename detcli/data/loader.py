@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,13 +15,10 @@ from torch import Tensor
 from detcli.data.dataset import DetectionDataset, Sample
 from detcli.data.workers import WorkerPool
 from detcli.errors import DetcliError
-from detcli.structures import Batch, Target
+from detcli.structures import UNLABELLED, Batch, Target
 
 Key = tuple[int, int]
 """The seed of a sample's random transforms, and its position in the dataset."""
-
-NO_LABEL = 255
-"""What the semantic labels of padding are."""
 
 
 def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
@@ -39,7 +37,7 @@ def collate(samples: Sequence[Sample], pad_divisor: int) -> Batch:
             if target.masks is not None:
                 target.masks = _pad(target.masks, height, width, 0)
             if target.semantic is not None:
-                target.semantic = _pad(target.semantic, height, width, NO_LABEL)
+                target.semantic = _pad(target.semantic, height, width, UNLABELLED)
             targets.append(target)
     infos = [sample.info for sample in samples]
     seeds = torch.tensor([info.seed for info in infos])
@@ -50,7 +48,8 @@ class BatchOrder:
     """The batches of an epoch, for one of `world_size` processes.
 
     In training, pictures are shuffled by (seed, epoch). With `group_aspect`, a batch has pictures that are
-    all wide or all tall; the last batch of either kind is filled up with pictures from its beginning. Over
+    all wide or all tall; the last batch of either kind is filled up with pictures from its beginning. With
+    `repeats` [N], a picture is there that many times, a fraction being the chance of one more. Over
     processes, a batch of each is a part of one larger batch. In evaluation the order is that of the dataset,
     and process r has every `world_size`-th picture.
     """
@@ -63,6 +62,7 @@ class BatchOrder:
         train: bool,
         seed: int,
         group_aspect: bool,
+        repeats: NDArray[np.float64] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -72,36 +72,53 @@ class BatchOrder:
         tall = aspect_ratios < 1
         kinds = [~tall, tall] if train and group_aspect else [np.ones_like(tall)]
         self.groups = [group for group in map(np.flatnonzero, kinds) if len(group)]
+        self.repeats = np.ones(self.count) if repeats is None else repeats
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         if self.train:
-            return sum(-(-len(group) // (self.batch * self.world_size)) for group in self.groups)
+            return sum(self._batches(group) for group in self.groups)
         return -(-len(range(self.rank, self.count, self.world_size)) // self.batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
         batches = self._shuffled() if self.train else self._in_order()
         for batch in batches[self.start :]:
-            yield [(self._sample_seed(index), index) for index in batch]
+            yield [(self._sample_seed(index, time), index) for index, time in batch]
 
-    def _in_order(self) -> list[list[int]]:
-        own = list(range(self.rank, self.count, self.world_size))
+    def _batches(self, group: NDArray[np.intp]) -> int:
+        """Return how many batches over all processes the pictures of a group fill, the same in every epoch."""
+        return math.ceil(float(self.repeats[group].sum()) / (self.batch * self.world_size))
+
+    def _in_order(self) -> list[list[tuple[int, int]]]:
+        own = [(index, 0) for index in range(self.rank, self.count, self.world_size)]
         return [own[first : first + self.batch] for first in range(0, len(own), self.batch)]
 
-    def _shuffled(self) -> list[list[int]]:
+    def _shuffled(self) -> list[list[tuple[int, int]]]:
         generator = np.random.default_rng((self.seed, self.epoch))
         whole = self.batch * self.world_size
         batches = []
         for group in self.groups:
-            order = generator.permutation(group)
-            filled = np.resize(order, -(-len(order) // whole) * whole)
-            batches.append(filled.reshape(-1, whole))
+            batches.append(np.resize(self._drawn(generator, group), (self._batches(group), whole, 2)))
         every = generator.permutation(np.concatenate(batches))
-        mine: list[list[int]] = every[:, self.rank * self.batch : (self.rank + 1) * self.batch].tolist()
+        mine: list[list[tuple[int, int]]] = every[:, self.rank * self.batch : (self.rank + 1) * self.batch].tolist()
         return mine
 
-    def _sample_seed(self, index: int) -> int:
-        return int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
+    def _drawn(self, generator: np.random.Generator, group: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the pictures of a group in the order of an epoch, each as often as it is repeated.
+
+        [P,2]: the picture, and how often it has been there before.
+        """
+        repeats = self.repeats[group]
+        counts = np.floor(repeats).astype(np.int64)
+        if (counts < repeats).any():
+            counts += generator.random(len(group)) < repeats - counts
+        times = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        drawn: NDArray[np.intp] = np.stack([np.repeat(group, counts), times], axis=1)
+        return drawn[generator.permutation(np.arange(len(times)))]
+
+    def _sample_seed(self, index: int, time: int) -> int:
+        key = (self.seed, self.epoch, index, time) if time else (self.seed, self.epoch, index)
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 class Loader:
@@ -145,6 +162,7 @@ def make_loader(
     workers: int,
     pad_divisor: int,
     group_aspect: bool,
+    repeats: NDArray[np.float64] | None = None,
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -160,6 +178,7 @@ def make_loader(
         train=train,
         seed=seed,
         group_aspect=group_aspect,
+        repeats=repeats,
         rank=rank,
         world_size=world_size,
     )

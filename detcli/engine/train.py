@@ -127,6 +127,7 @@ class Run:
             workers=config.data.workers,
             pad_divisor=config.input.pad_divisor,
             group_aspect=config.data.group_aspect,
+            repeats=self.dataset.repeats(config.data),
             rank=distributed.rank(),
             world_size=processes,
         )

@@ -218,6 +218,7 @@ def explained(main: str, metrics: dict[str, float], per_class: dict[str, float],
 
 
 def percent(values: NDArray[np.float64]) -> float:
+    """Return the mean of those of the `values` that are not -1, in percent; -1 when all are."""
     measured = values[values > -1]
     return 100 * float(measured.mean()) if measured.size else -1.0
 

@@ -33,9 +33,7 @@ def lvis(*, task: Literal["box", "mask"]) -> Evaluator:
     return partial(evaluate, task=task)
 
 
-def evaluate(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], *, task: Literal["box", "mask"]
-) -> Result:
+def evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], *, task: Literal["box", "mask"]) -> Result:
     """Measure `results` (COCO results) against `ground_truth` (a COCO dict); neither is changed.
 
     AP at IoU 0.50:0.95, 0.50 and 0.75, by size and by frequency of the category, and AR with 300 detections a picture.

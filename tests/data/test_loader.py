@@ -10,6 +10,7 @@ import torch
 from detcli.config import DataConfig, InputConfig
 from detcli.data import DetectionDataset, Loader, collate, make_loader, open_dataset
 from detcli.data.loader import BatchOrder
+from detcli.data.sampling import repeat_factors
 from detcli.errors import DetcliError
 from detcli.structures import Batch
 
@@ -147,3 +148,61 @@ def test_collate_without_targets(dataset: DetectionDataset) -> None:
     assert batch.targets is None
     assert batch.images.shape[2:] == (64, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pictures_with_rare_classes_are_repeated() -> None:
+    # 16 pictures: class 0 in all of them, class 1 in one, class 2 in four.
+    pictures = np.array([*range(16), 3, 3, 4, 5, 6, 7])
+    labels = np.array([0] * 16 + [1, 1] + [2] * 4)
+    factors = repeat_factors(pictures, labels, 16, 0.5)
+    expected = np.ones(16)
+    expected[3], expected[4:8] = np.sqrt(0.5 / (1 / 16)), np.sqrt(0.5 / (4 / 16))
+    np.testing.assert_allclose(factors, expected)
+    assert (repeat_factors(pictures, labels, 16, 1 / 16) == 1).all()
+
+
+def repeated(repeats: list[float], **settings: Any) -> BatchOrder:
+    ratios = np.array([2.0, 0.5] * (len(repeats) // 2))
+    given = {"train": True, "seed": 0, "group_aspect": False, "repeats": np.array(repeats)}
+    return BatchOrder(ratios, 2, **{**given, **settings})
+
+
+def test_a_repeated_picture_is_there_as_often_as_said_each_time_with_a_seed_of_its_own() -> None:
+    keys = [key for batch in repeated([3.0, 1.0, 1.0, 1.0]) for key in batch]
+    assert sorted(index for _, index in keys) == [0, 0, 0, 1, 2, 3]
+    assert len({seed for seed, _ in keys}) == 6
+
+
+@pytest.mark.parametrize("group_aspect", [False, True])
+def test_a_fraction_is_the_chance_of_one_more(group_aspect: bool) -> None:
+    order = repeated([1.25, 1.0, 2.5, 1.0] * 10, group_aspect=group_aspect)
+    counts = np.zeros(40)
+    for number in range(400):
+        order.epoch = number
+        batches = list(order)
+        assert len(batches) == len(order) == (29 if not group_aspect else 19 + 10)
+        np.add.at(counts, [index for batch in batches for _, index in batch], 1)
+    mean = counts / 400
+    np.testing.assert_allclose(mean[0::4].mean(), 1.25, atol=0.03)
+    np.testing.assert_allclose(mean[2::4].mean(), 2.5, atol=0.05)
+
+
+def test_processes_share_the_repeated_pictures() -> None:
+    repeats = [2.0, 1.0, 3.0, 1.0, 1.0, 2.0]
+    shares = [repeated(repeats, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [3, 3]
+    found = np.bincount([index for share in shares for batch in share for _, index in batch])
+    assert (found >= repeats).all()
+    assert found.sum() == 12
+
+
+def test_the_dataset_says_how_often(config: Config, rgb: InputConfig) -> None:
+    args = {"train_images": 30, "size": [64, 48]}
+    shapes = config("shapes", args=args, repeat_threshold=1.0)
+    data = open_dataset(shapes, "train", rgb)
+    labels = [set(data.annotations(index).categories.tolist()) for index in range(len(data))]
+    share = [np.mean([label in own for own in labels]) for label in range(4)]
+    expected = [max(np.sqrt(1 / share[label]) for label in own) for own in labels]
+    np.testing.assert_allclose(data.repeats(config("shapes", repeat_threshold=1.0, repeat_rounding="drawn")), expected)
+    np.testing.assert_array_equal(data.repeats(shapes), np.ceil(expected))
+    assert data.repeats(config("shapes")) is None
