@@ -11,11 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def names_in(place):
-    """Return the functions, classes, arguments and words in quotes of the Python files of `place`, in lower case."""
+    """Return the functions, classes, arguments and words in quotes of the Python files of `place`, in lower case.
+
+    Not those of converters, which know the words of other code bases, nor of tests.
+    """
     path = ROOT / place
     found = set()
     for file in [path] if path.is_file() else path.rglob("*.py"):
-        if file.name.startswith("test_"):
+        if file.name.startswith("test_") or "convert" in (file.stem, file.parent.name):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
