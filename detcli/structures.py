@@ -9,15 +9,31 @@ import torch
 from torch import Tensor
 
 
+UNLABELLED = 255
+"""The semantic label of pixels that nobody has labelled, and of padding."""
+
+
 @dataclass(slots=True)
 class ClassMap:
-    """Class names and the dataset's own category ids, both in label order (label 0 first)."""
+    """Class names and the dataset's own category ids, both in label order (label 0 first).
+
+    `stuff` and `stuff_ids` are those of its stuff, whose labels come after; `keypoints` are the names of an object's
+    keypoints.
+    """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    stuff: tuple[str, ...] = ()
+    stuff_ids: tuple[int, ...] = ()
+    keypoints: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def things_and_stuff(self) -> tuple[str, ...]:
+        """All names in label order."""
+        return self.names + self.stuff
 
 
 @dataclass(slots=True)
@@ -40,8 +56,7 @@ class Target:
 
     boxes [G,4] float32 xyxy; labels [G] int64 in 0..classes-1; masks [G,H,W] uint8 of 0 and 1, at the size of the
     padded batch once batched; ignored [I,4] boxes of crowd regions; proposals [P,4] boxes for models that are given
-    theirs, best first; semantic [H,W] uint8 labels of things and stuff, 255 in the padding; keypoints [G,K,3] (x, y,
-    visibility).
+    theirs, best first; semantic [H,W] uint8 labels of things and, after them, of stuff, `UNLABELLED` elsewhere; keypoints [G,K,3] (x, y, visibility: 0 unlabelled or outside, 1 hidden, 2 visible).
     """
 
     boxes: Tensor
@@ -104,12 +119,32 @@ class Batch:
 
 
 @dataclass(slots=True)
+class Panoptic:
+    """A picture cut into segments of things and stuff, none of them over another.
+
+    segments [H,W] int32 is the number of each pixel's segment, from 1, or 0 where there is none; labels [S] int64 of the
+    segments, in the order of their numbers, those of stuff after those of things; scores [S] in 0..1, 1 for stuff.
+    """
+
+    segments: Tensor
+    labels: Tensor
+    scores: Tensor
+
+    def to(self, device: torch.device | str) -> Panoptic:
+        """Return a copy with every tensor on `device`."""
+        return Panoptic(self.segments.to(device), self.labels.to(device), self.scores.to(device))
+
+
+@dataclass(slots=True)
 class Detections:
     """What a model found in one image, best score first.
 
     boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of two forms: crops
     [D,S,S] of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y,
     score).
+
+    Of the whole image, an index on detections leaves these as they are: semantic [C,h,w] logits of the pixels' classes,
+    as the network has them; panoptic, what they and the detections were merged to.
     """
 
     boxes: Tensor
@@ -118,13 +153,16 @@ class Detections:
     mask_crops: Tensor | None = None
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    semantic: Tensor | None = None
+    panoptic: Panoptic | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Detections:
-        chosen: list[Any] = [None if value is None else value[index] for value in _fields(self)]
-        return Detections(*chosen)
+        *each, semantic, panoptic = _fields(self)
+        chosen: list[Any] = [None if value is None else value[index] for value in each]
+        return Detections(*chosen, semantic, panoptic)
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with every tensor on `device`."""
@@ -136,6 +174,8 @@ def _fields(item: Target | Detections) -> list[Any]:
 
 
 def _move(value: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
+    if isinstance(value, Panoptic):
+        return value.to(device)
     return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
 

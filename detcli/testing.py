@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detcli.config import resolve
+from detcli.convert.rules import Rule
 from detcli.errors import DetcliError, unknown
 from detcli.eval.evaluator import MAIN, measure, tasks_of
 from detcli.nn.detector import Detector
@@ -20,12 +21,13 @@ from detcli.plugin import PART_SLOTS, Plugin, Recipe
 from detcli.registry import Found, build, find, names, plugins
 from detcli.registry import resolve as resolve_reference
 from detcli.signature import REQUIRED, read
-from detcli.structures import Batch, Detections, Target
+from detcli.structures import UNLABELLED, Batch, Detections, ImageInfo, Target
 
 HEAVY = ("torch", "torchvision", "numpy", "cv2", "scipy", "matplotlib")
 """What a manifest must not import."""
 
 NUM_CLASSES = 3
+NUM_KEYPOINTS = 17
 HEIGHT, WIDTH = 128, 160
 
 
@@ -58,8 +60,8 @@ def check_plugin(plugin: Plugin | str) -> None:
 
 
 def random_batch(seed: int = 0) -> Batch:
-    """Return two images of 128x160: one with three objects, masks and proposals, one smaller and without
-    objects.
+    """Return two images of 128x160: one with three objects, masks, keypoints, semantic labels and proposals, one
+    smaller and without objects.
     """
     random = torch.Generator().manual_seed(seed)
     boxes = torch.tensor([[8.0, 10.0, 60.0, 70.0], [70.0, 20.0, 150.0, 120.0], [20.0, 80.0, 50.0, 110.0]])
@@ -68,8 +70,21 @@ def random_batch(seed: int = 0) -> Batch:
         mask[top:bottom, left:right] = 1
     corners = torch.rand(40, 2, generator=random) * torch.tensor([100.0, 70.0])
     proposals = torch.cat([corners, corners + 5 + torch.rand(40, 2, generator=random) * 50], dim=1)
-    full = Target(boxes, torch.arange(NUM_CLASSES), masks, proposals=torch.cat([boxes + 2, proposals]))
-    empty = Target(boxes[:0], full.labels[:0], masks[:0], proposals=proposals)
+    stuff = (NUM_CLASSES + torch.arange(HEIGHT) // 50).to(torch.uint8)[:, None].repeat(1, WIDTH)
+    semantic = torch.where(masks.bool().any(0), masks.argmax(0).to(torch.uint8), stuff)
+    places = torch.rand(len(boxes), NUM_KEYPOINTS, 2, generator=random)
+    points = boxes[:, None, :2] + places * (boxes[:, 2:] - boxes[:, :2])[:, None]
+    keypoints = torch.cat([points, (torch.arange(NUM_KEYPOINTS) % 3).expand(len(boxes), -1)[..., None]], dim=-1)
+    full = Target(
+        boxes,
+        torch.arange(NUM_CLASSES),
+        masks,
+        proposals=torch.cat([boxes + 2, proposals]),
+        semantic=semantic,
+        keypoints=keypoints,
+    )
+    stuff[HEIGHT - 30 :] = UNLABELLED
+    empty = Target(boxes[:0], full.labels[:0], masks[:0], proposals=proposals, semantic=stuff, keypoints=keypoints[:0])
     sizes = torch.tensor([[HEIGHT, WIDTH], [HEIGHT - 30, WIDTH]])
     return Batch(torch.randn(2, 3, HEIGHT, WIDTH, generator=random), sizes, [full, empty])
 
@@ -101,6 +116,9 @@ def _check_manifest(name: str, found: Found) -> None:
 def _check_part(slot: str, name: str) -> None:
     part = find(slot, name)
     builder = resolve_reference(part.ref)
+    if slot == "converters" and isinstance(builder, tuple):
+        _require(all(isinstance(rule, Rule) for rule in builder), f"{slot} {name!r}: {part.ref} has more than rules.")
+        return
     _require(callable(builder), f"{slot} {name!r}: {part.ref} can't be called.")
     if slot == "converters":
         return
@@ -227,6 +245,15 @@ def _check_detections(name: str, model: Detector, found: list[Detections], batch
         masks = one.masks if one.mask_crops is None else one.mask_crops
         masked = "mask" not in model.tasks or (masks is not None and len(masks) == len(scores))
         _require(masked, f"model {name!r} has the task 'mask', but not a mask for each detection.")
+        points = one.keypoints
+        pointed = "keypoint" not in model.tasks or (points is not None and points.shape[::2] == (len(scores), 3))
+        _require(pointed, f"model {name!r} has the task 'keypoint', but not keypoints [K,3] for each detection.")
+        if "panoptic" in model.tasks:
+            height, width = size.tolist()
+            panoptic = model.merge(one, ImageInfo(1, "", (height, width), (height, width)))
+            numbers = panoptic.segments.unique()
+            complete = numbers[numbers > 0].tolist() == list(range(1, len(panoptic.labels) + 1))
+            _require(complete, f"model {name!r}: segments must be numbered from 1, as many as there are labels.")
 
 
 def _check_card(found: Found) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detcli.errors import DetcliError, UsageError
 from detcli.plugin import PartConfig
 from detcli.registry import build
-from detcli.structures import Batch, Detections
+from detcli.structures import Batch, Detections, ImageInfo, Panoptic
 
 
 @dataclass(slots=True)
@@ -58,8 +58,8 @@ def trunk(backbone: PartConfig, neck: PartConfig | None, *, shared_head: bool = 
 class Detector(nn.Module):
     """A backbone, a neck or None, and heads that a subclass adds.
 
-    A subclass has `losses` and `detect`. `tasks` is what it predicts: "box", "mask" or "proposal", the last
-    of them being what runs are compared by.
+    A subclass has `losses` and `detect`. `tasks` is what it predicts: "box", "mask", "keypoint", "panoptic" or
+    "proposal", the last of them being what runs are compared by.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module | None, tasks: tuple[str, ...] = ("box",)) -> None:
@@ -83,12 +83,25 @@ class Detector(nn.Module):
         """Return the module that the backbone's own weights are for, with the names that they have."""
         return self.backbone
 
+    @property
+    def needs(self) -> set[str]:
+        """What it is trained on beside boxes: the fields of `Target` "masks", "keypoints" and "semantic"."""
+        fields = {"mask": "masks", "keypoint": "keypoints", "panoptic": "semantic"}
+        return {fields[task] for task in self.tasks if task in fields}
+
     def losses(self, features: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch with targets."""
         raise NotImplementedError
 
     def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
         """Return the detections of each image."""
+        raise NotImplementedError
+
+    def merge(self, detections: Detections, info: ImageInfo) -> Panoptic:
+        """Return the segments of a picture, of a model with the task "panoptic".
+
+        `detections` are in pixels of the original picture.
+        """
         raise NotImplementedError
 
 

@@ -10,9 +10,7 @@ from torch.nn import functional
 
 from detcli.nn.blocks import ConvNorm, Norm
 from detcli.nn.processes import reduce_mean
-
-IGNORED = 255
-"""The semantic label of pixels that nobody has labelled, and of padding."""
+from detcli.structures import UNLABELLED
 
 
 class SemanticHead(nn.Module):
@@ -54,10 +52,10 @@ class SemanticHead(nn.Module):
         return logits
 
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return loss_sem_seg: the mean cross-entropy of the pixels' labels [N,H,W], but those that are `IGNORED`."""
+        """Return loss_sem_seg: the mean cross-entropy of the pixels' labels [N,H,W], but those that are `UNLABELLED`."""
         logits = upsample(self(features).float(), self.stride)
-        total = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
-        return {"loss_sem_seg": total / reduce_mean((labels != IGNORED).sum(), least=1) * self.loss_weight}
+        total = functional.cross_entropy(logits, labels.long(), ignore_index=UNLABELLED, reduction="sum")
+        return {"loss_sem_seg": total / reduce_mean((labels != UNLABELLED).sum(), least=1) * self.loss_weight}
 
 
 class ConvUpsample(nn.Module):
