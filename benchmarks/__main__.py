@@ -17,6 +17,7 @@ SECTIONS = {
     "torchvision_models": "Against torchvision's detectors, same weights, 2 CPU threads",
     "evaluation": "COCO evaluation",
     "loading": "Loading pictures",
+    "convert": "Converting checkpoints",
     "many_objects": "Memory with 1,000 objects in a picture",
     "accelerator": "On an accelerator",
     "startup": "Start of the command line",
@@ -30,6 +31,11 @@ ABOUT = {
         "downloaded), scaled so that scores and boxes spread. Each side runs in a process of its own, as its users "
         "run it; they take turns. Figures are medians of the rounds in which other processes used at most 0.1 cores. "
         "Where there were too few such rounds, the row is undecided."
+    ),
+    "convert": (
+        "A checkpoint of the size of Faster R-CNN with ResNeXt-101 64x4d, its file in the page cache, is read, checked "
+        "against the model, renamed and written; beside it, the same tensors are only read and written. Each side runs "
+        "in a process of its own, on one thread of Python. Memory is what the resident set grows by at its peak."
     ),
     "accelerator": "Theirs are published figures of Detectron2 on a V100, at 1333x800; the images here are random.",
 }
