@@ -53,7 +53,7 @@ def rules(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) 
     if is_backbone(tensors):
         return mmdet.rules(tensors)
     if any(re.match(r"bbox_head\.(\d+\.)?fc_cls\.", name) for name in tensors):
-        own = TWO_STAGE
+        own: tuple[Rule, ...] = TWO_STAGE
     elif any(name.startswith("bbox_head.retina_cls.") for name in tensors):
         own = RETINANET
     elif any(name.startswith("backbone.extra.") for name in tensors):

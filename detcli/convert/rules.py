@@ -189,7 +189,7 @@ def left_out(content: Mapping[Any, Any], used: Sequence[str], reasons: Mapping[s
 
 def background_last(tensor: Tensor, anchors: int = 1) -> Tensor:
     """Return rows [anchors * classes,...] with the first class of each anchor as its last one."""
-    return tensor.unflatten(0, (anchors, -1)).roll(-1, 1).flatten(0, 1)
+    return tensor.reshape(anchors, -1, *tensor.shape[1:]).roll(-1, 1).flatten(0, 1)
 
 
 def drop_background(tensor: Tensor, rows: int = 1, anchors: int = 1) -> Tensor:
@@ -199,7 +199,7 @@ def drop_background(tensor: Tensor, rows: int = 1, anchors: int = 1) -> Tensor:
     """
     if len(tensor) == anchors * rows:
         return tensor
-    return tensor.unflatten(0, (anchors, -1))[:, rows:].flatten(0, 1)
+    return tensor.reshape(anchors, -1, *tensor.shape[1:])[:, rows:].flatten(0, 1)
 
 
 BACKGROUND_LAST = Change("background last", background_last)

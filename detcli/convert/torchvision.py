@@ -1,4 +1,4 @@
-"""Detection models of torchvision (torchvision.models.detection, the *_resnet50_fpn of version 1) under our names.
+"""torchvision's detection models (torchvision.models.detection, the *_resnet50_fpn of version 1), ResNets and ResNeXts.
 
 torchvision counts the background as class 0; its dense heads have that output too, which nothing trains. Here labels
 start at the first object class and the background is last, so outputs are cut or turned round. The configs hold what
@@ -9,14 +9,31 @@ against growth only, FCOS' points in the corners of cells.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from detcli.convert.rules import (
+    BACKGROUND_LAST,
+    BOXES_WITHOUT_BACKGROUND,
+    WITHOUT_BACKGROUND,
+    Rule,
+    Unwrapped,
+    is_weights,
+    left_out,
+    listed,
+    only_tensors,
+    rename,
+)
+from detcli.data.classes import COCO
 from detcli.errors import DetcliError, unknown
+from detcli.nn.weights import COUNTER
+from detcli.registry import find, names, resolve
+from detcli.structures import ClassMap
 
 INPUT: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channels": "rgb"}
 """The pixel mean and deviation of all models here, of pixels 0..255; images are padded to multiples of 32."""
@@ -24,45 +41,23 @@ INPUT: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.1
 CLASSES = 91
 """The outputs of the published models: the background, then COCO's category ids 1 to 90, of which 10 are not used."""
 
+CLASS_MAP = ClassMap(
+    tuple(dict(zip(COCO.ids, COCO.names, strict=True)).get(number, f"unused {number}") for number in range(1, CLASSES)),
+    tuple(range(1, CLASSES)),
+)
+"""What labels of the published models mean."""
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a whole key that matches `pattern` is called here, and how its tensor changes; no name: it is dropped."""
+REASONS = {
+    "optimizer": "the state of the optimiser, for training to go on there",
+    "lr_scheduler": "the state of the schedule, for training to go on there",
+    "scaler": "the state of the loss's scale, for training to go on there",
+    "model_ema": "the moving average, which torchvision's own evaluation does not take",
+}
 
-    pattern: str
-    name: str | None
-    change: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One of torchvision's models: the config of our model, without the number of classes, and its rules of names.
-
-    `extra` are tensors that torchvision does not have.
-    """
-
-    model: dict[str, Any]
-    rules: tuple[Rule, ...]
-    extra: dict[str, Tensor] = field(default_factory=dict)
-
-
-def background_last(tensor: Tensor) -> Tensor:
-    """Return rows [classes,...] with the first one at the end."""
-    return tensor.roll(-1, 0)
-
-
-def drop_background(rows: int, anchors: int = 1) -> Callable[[Tensor], Tensor]:
-    """Return a function that takes the `rows` rows of class 0 out of each of `anchors` equal parts of a tensor."""
-
-    def drop(tensor: Tensor) -> Tensor:
-        parts = tensor.reshape(anchors, -1, *tensor.shape[1:])
-        return parts[:, rows:].flatten(0, 1)
-
-    return drop
-
+COUNT = Rule(r"(.*)\.num_batches_tracked", None, why="frozen batch norms do not count")
 
 BACKBONE = (
-    Rule(r"backbone\.body\.(.*)\.num_batches_tracked", None),
+    COUNT,
     Rule(r"backbone\.body\.(.*)", r"backbone.\1"),
     Rule(r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"neck.lateral_convs.\1.conv.\2"),
     Rule(r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"neck.fpn_convs.\1.conv.\2"),
@@ -74,50 +69,17 @@ EXTRA_LEVELS = (
     Rule(r"backbone\.fpn\.extra_blocks\.p7\.(.*)", r"neck.fpn_convs.4.conv.\1"),
 )
 
-RETINANET = (
-    *BACKBONE,
-    *EXTRA_LEVELS,
-    # In files from before torchvision 0.13, convolutions and ReLUs take turns: convolution i is at 2i.
-    *(
-        Rule(
-            rf"head\.{theirs}_head\.conv\.(?:{layer}\.0|{2 * layer})\.(weight|bias)",
-            rf"bbox_head.{ours}_convs.{layer}.conv.\1",
-        )
-        for theirs, ours in (("classification", "cls"), ("regression", "reg"))
-        for layer in range(4)
-    ),
-    Rule(r"head\.classification_head\.cls_logits\.(.*)", r"bbox_head.retina_cls.\1", drop_background(1, anchors=9)),
-    Rule(r"head\.regression_head\.bbox_reg\.(.*)", r"bbox_head.retina_reg.\1"),
-)
-
-FCOS = (
-    *BACKBONE,
-    *EXTRA_LEVELS,
-    # Convolution, GroupNorm and ReLU take turns: tower i has its convolution at 3i and its norm at 3i + 1.
-    *(
-        Rule(rf"head\.{theirs}_head\.conv\.{3 * layer + step}\.(.*)", rf"bbox_head.{ours}_convs.{layer}.{part}.\1")
-        for theirs, ours in (("classification", "cls"), ("regression", "reg"))
-        for layer in range(4)
-        for step, part in enumerate(("conv", "gn"))
-    ),
-    Rule(r"head\.classification_head\.cls_logits\.(.*)", r"bbox_head.conv_cls.\1", drop_background(1)),
-    Rule(r"head\.regression_head\.bbox_reg\.(.*)", r"bbox_head.conv_reg.\1"),
-    Rule(r"head\.regression_head\.bbox_ctrness\.(.*)", r"bbox_head.conv_centerness.\1"),
-)
-
-FASTER_RCNN = (
-    *BACKBONE,
+BOX_HEADS = (
     Rule(r"rpn\.head\.conv(?:\.0\.0)?\.(weight|bias)", r"rpn_head.rpn_conv.\1"),
     Rule(r"rpn\.head\.cls_logits\.(.*)", r"rpn_head.rpn_cls.\1"),
     Rule(r"rpn\.head\.bbox_pred\.(.*)", r"rpn_head.rpn_reg.\1"),
     Rule(r"roi_heads\.box_head\.fc6\.(.*)", r"roi_head.bbox_head.shared_fcs.0.\1"),
     Rule(r"roi_heads\.box_head\.fc7\.(.*)", r"roi_head.bbox_head.shared_fcs.1.\1"),
-    Rule(r"roi_heads\.box_predictor\.cls_score\.(.*)", r"roi_head.bbox_head.fc_cls.\1", background_last),
-    Rule(r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"roi_head.bbox_head.fc_reg.\1", drop_background(4)),
+    Rule(r"roi_heads\.box_predictor\.cls_score\.(.*)", r"roi_head.bbox_head.fc_cls.\1", BACKGROUND_LAST),
+    Rule(r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"roi_head.bbox_head.fc_reg.\1", BOXES_WITHOUT_BACKGROUND),
 )
 
-MASK_RCNN = (
-    *FASTER_RCNN,
+MASK_HEAD = (
     *(
         Rule(
             rf"roi_heads\.mask_head\.(?:{number}\.0|mask_fcn{number + 1})\.(.*)",
@@ -126,8 +88,18 @@ MASK_RCNN = (
         for number in range(4)
     ),
     Rule(r"roi_heads\.mask_predictor\.conv5_mask\.(.*)", r"roi_head.mask_head.upsample.\1"),
-    Rule(r"roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)", r"roi_head.mask_head.conv_logits.\1", drop_background(1)),
+    Rule(r"roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)", r"roi_head.mask_head.conv_logits.\1", WITHOUT_BACKGROUND),
 )
+
+CLASSIFIER = Rule(r"fc\.(weight|bias)", None, why="the classifier of ImageNet's classes")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of torchvision's models: the config of ours, without the number of classes, and its rules of shared parts."""
+
+    model: dict[str, Any]
+    rules: tuple[Rule, ...]
 
 
 def _backbone(norm_eps: float) -> dict[str, Any]:
@@ -158,7 +130,7 @@ SOURCES = {
             "clamp_below": False,
             "max_per_image": 300,
         },
-        RETINANET,
+        (*BACKBONE, *EXTRA_LEVELS),
     ),
     "fcos_resnet50_fpn": Source(
         {
@@ -175,12 +147,11 @@ SOURCES = {
             "score_threshold": 0.2,
             "nms_threshold": 0.6,
         },
-        FCOS,
-        {f"bbox_head.scales.{level}.scale": torch.ones(()) for level in range(5)},
+        (*BACKBONE, *EXTRA_LEVELS),
     ),
-    "fasterrcnn_resnet50_fpn": Source({"name": "faster_rcnn", **TWO_STAGE}, FASTER_RCNN),
+    "fasterrcnn_resnet50_fpn": Source({"name": "faster_rcnn", **TWO_STAGE}, (*BACKBONE, *BOX_HEADS)),
     "maskrcnn_resnet50_fpn": Source(
-        {"name": "mask_rcnn", **TWO_STAGE, "mask_roi_extractor": _roi_align(14)}, MASK_RCNN
+        {"name": "mask_rcnn", **TWO_STAGE, "mask_roi_extractor": _roi_align(14)}, (*BACKBONE, *BOX_HEADS, *MASK_HEAD)
     ),
 }
 
@@ -195,31 +166,61 @@ def source(name: str) -> Source:
     return SOURCES[name]
 
 
+def config(name: str) -> dict[str, Any]:
+    """Return the partial run config of torchvision's model builder `name`."""
+    return {"model": source(name).model, "input": INPUT}
+
+
+def recognises(content: Any, path: Path) -> bool:
+    """Return whether `content` is one of torchvision's detectors, or a ResNet or ResNeXt by its names."""
+    if not isinstance(content, Mapping):
+        return False
+    weights = content.get("model", content)
+    if not is_weights(weights):
+        return False
+    detector = any(name.startswith("backbone.body.") for name in weights)
+    return detector or {"conv1.weight", "layer1.0.conv1.weight"} <= weights.keys()
+
+
+def unwrap(content: Any) -> Unwrapped:
+    """Return the weights of a file, and of a checkpoint of torchvision's reference training.
+
+    Raises `DetcliError` for weights that are no tensors, or in a place that is not known.
+    """
+    if "model" not in content:
+        return Unwrapped(only_tensors(content, "a file of torchvision"))
+    weights = only_tensors(content["model"], "a checkpoint of torchvision")
+    return Unwrapped(weights, {}, left_out(content, ("model",), REASONS, "torchvision"))
+
+
+def rules(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> tuple[Rule, ...]:
+    """Return the rules of names of shared parts."""
+    if is_backbone(tensors):
+        return (CLASSIFIER, Rule(r"(.*)", r"\1"))
+    return (*BACKBONE, *EXTRA_LEVELS, *BOX_HEADS, *MASK_HEAD)
+
+
+def is_backbone(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the names are those of a ResNet alone."""
+    return all(re.match(r"(conv1|bn1|layer\d|fc)\.", name) for name in tensors)
+
+
 def convert(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of our model of a state dict of torchvision's model builder `name`.
 
     Raises `DetcliError` that lists keys for which there is no rule, and rules for which there is no key.
     """
     kind = source(name)
-    converted = dict(kind.extra)
-    used = set()
-    strange = []
-    for key, tensor in weights.items():
-        for rule in kind.rules:
-            match = re.fullmatch(rule.pattern, key)
-            if match:
-                used.add(rule)
-                if rule.name is not None:
-                    converted[match.expand(rule.name)] = rule.change(tensor)
-                break
-        else:
-            strange.append(key)
-    unused = [rule.name for rule in kind.rules if rule not in used and rule.name is not None]
-    if strange or unused:
-        problems = [f"{key} has no place in it" for key in strange] + [f"nothing is there for {key}" for key in unused]
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise DetcliError(f"these are not the weights of torchvision's {name}: {'; '.join(problems[:4])}{more}.")
-    # Frozen batch norms do not count batches.
-    for key in [key for key in converted if key.endswith(".running_var")]:
-        converted[key.removesuffix("running_var") + "num_batches_tracked"] = torch.tensor(0)
+    key = f"torchvision/{kind.model['name']}"
+    own: tuple[Rule, ...] = resolve(find("converters", key).ref) if key in names("converters") else ()
+    origin = f"these are not the weights of torchvision's {name}"
+    every = (*own, *kind.rules)
+    converted, _ = rename(weights, every, origin)
+    unused = [
+        rule.name for rule in every if rule.name and not any(re.fullmatch(rule.pattern, theirs) for theirs in weights)
+    ]
+    if unused:
+        raise DetcliError(f"{origin}: {listed([f'nothing is there for {ours}' for ours in unused])}.")
+    for ours in [ours for ours in converted if ours.endswith(".running_var")]:
+        converted[ours.removesuffix(".running_var") + COUNTER] = torch.tensor(0)
     return converted

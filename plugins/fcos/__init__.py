@@ -23,6 +23,12 @@ plugin = Plugin(
     title="FCOS: Fully Convolutional One-Stage Object Detection",
     arxiv="1904.01355",
     models={"fcos": Part(".model:fcos", summary="no anchors: every location predicts a box around it")},
+    converters={
+        "legacy-v1/fcos": ".convert:MMDET",
+        "mmdet/fcos": ".convert:MMDET",
+        "torchvision/fcos": ".convert:TORCHVISION",
+        "mmdet/FCOSHead": ".convert:mmdet_head",
+    },
     recipes=[
         Recipe(
             "fcos",

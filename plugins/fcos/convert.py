@@ -1,12 +1,39 @@
-"""FCOS of MMDetection, in our terms."""
+"""FCOS of other code bases, in our terms: the names of its head, and MMDetection's configs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from detcli.convert import mmdet_parts as parts
 from detcli.convert.mmdet_group import Group
 from detcli.convert.mmdet_parts import Strides
+from detcli.convert.rules import WITHOUT_BACKGROUND, Added, Rule
+
+TORCHVISION = (
+    # Convolution, GroupNorm and ReLU take turns: tower i has its convolution at 3i and its norm at 3i + 1.
+    *(
+        Rule(rf"head\.{theirs}_head\.conv\.{3 * layer + step}\.(.*)", rf"bbox_head.{ours}_convs.{layer}.{part}.\1")
+        for theirs, ours in (("classification", "cls"), ("regression", "reg"))
+        for layer in range(4)
+        for step, part in enumerate(("conv", "gn"))
+    ),
+    Rule(r"head\.classification_head\.cls_logits\.(.*)", r"bbox_head.conv_cls.\1", WITHOUT_BACKGROUND),
+    Rule(r"head\.regression_head\.bbox_reg\.(.*)", r"bbox_head.conv_reg.\1"),
+    Rule(r"head\.regression_head\.bbox_ctrness\.weight", "bbox_head.conv_centerness.weight"),
+    Rule(
+        r"head\.regression_head\.bbox_ctrness\.bias",
+        "bbox_head.conv_centerness.bias",
+        adds=tuple(
+            Added(f"bbox_head.scales.{level}.scale", lambda _: torch.ones(()), "boxes are not scaled by level there")
+            for level in range(5)
+        ),
+    ),
+)
+
+MMDET = (Rule(r"bbox_head\.fcos_(cls|reg|centerness)\.(weight|bias)", r"bbox_head.conv_\1.\2"),)
+"""Names before MMDetection 2.1."""
 
 RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 """The sizes of objects that each level is trained for, where a config of MMDetection does not say."""

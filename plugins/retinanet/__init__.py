@@ -41,6 +41,12 @@ plugin = Plugin(
     title="Focal Loss for Dense Object Detection",
     arxiv="1708.02002",
     models={"retinanet": Part(".model:retinanet", summary="anchors at every location and the focal loss")},
+    converters={
+        "detectron/retinanet": ".convert:DETECTRON",
+        "detectron2/retinanet": ".convert:DETECTRON2",
+        "torchvision/retinanet": ".convert:TORCHVISION",
+        "mmdet/RetinaHead": ".convert:mmdet_head",
+    },
     recipes=[
         Recipe("retinanet", optim=OPTIM, under=DEMO, summary="as MMDetection trains it"),
         Recipe(

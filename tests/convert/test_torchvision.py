@@ -1,7 +1,9 @@
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from torchvision import models
 
 from benchmarks.torchvision_models import (
     NAMES,
@@ -13,8 +15,12 @@ from benchmarks.torchvision_models import (
     their_detection,
     theirs,
 )
-from detcli.convert.torchvision import CLASSES, background_last, convert, drop_background, source
+from detcli.convert import torchvision
+from detcli.convert.rules import rename
+from detcli.convert.torchvision import CLASSES, convert, source
 from detcli.errors import DetcliError, UsageError
+from detcli.nn.weights import load_weights
+from detcli.registry import build
 
 
 @cache
@@ -78,12 +84,30 @@ def test_names_from_before_torchvision_0_13_are_known():
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
-def test_the_background_goes_or_comes_last():
-    rows = torch.arange(2 * 3 * 4).view(6, 4)  # two anchors of three classes
-    assert drop_background(1, anchors=2)(rows).tolist() == rows[[1, 2, 4, 5]].tolist()
-    assert drop_background(4)(torch.arange(12)).tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
-    assert background_last(torch.tensor([0, 1, 2])).tolist() == [1, 2, 0]
-    assert CLASSES == 91
+def test_detectors_and_backbones_are_recognised_and_classifiers_left_out():
+    detector = weights("fcos_resnet50_fpn")
+    assert torchvision.recognises(detector, Path("a.pth"))
+    assert torchvision.recognises({"model": detector, "optimizer": {}, "epoch": 3}, Path("a.pth"))
+    assert not torchvision.is_backbone(detector)
+    unwrapped = torchvision.unwrap({"model": detector, "optimizer": {}, "epoch": 3})
+    assert unwrapped.tensors == detector
+    assert [entry.theirs for entry in unwrapped.dropped] == ["optimizer", "epoch"]
+
+    resnet = models.resnext50_32x4d(weights=None).state_dict()
+    assert torchvision.recognises(resnet, Path("a.pth"))
+    assert torchvision.is_backbone(resnet)
+    tensors, report = rename(resnet, torchvision.rules(resnet), "it")
+    backbone = build("backbones", {"name": "resnet", "depth": 50, "groups": 32, "width_per_group": 4})
+    load_weights(backbone, tensors, "it")
+    assert [entry.theirs for entry in report.dropped] == ["fc.weight", "fc.bias"]
+    assert not report.renamed
+    assert not torchvision.recognises({"state_dict": resnet}, Path("a.pth"))
+
+
+def test_labels_are_the_published_ones():
+    assert len(torchvision.CLASS_MAP) == CLASSES - 1
+    assert torchvision.CLASS_MAP.ids == tuple(range(1, 91))
+    assert torchvision.CLASS_MAP.names[10:13] == ("fire hydrant", "unused 12", "stop sign")
 
 
 def test_an_unknown_model_is_named():
