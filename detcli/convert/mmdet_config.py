@@ -96,9 +96,29 @@ def _normal_model(whole: Group, legacy: bool | None) -> dict[str, Any]:
     for key in ("rpn_head", "bbox_head"):
         if isinstance(model.get(key), Mapping):
             model[key] = _normal_head(model[key], legacy)
+    if isinstance(model["train_cfg"], Mapping):
+        model["train_cfg"], early = _without_losses(model["train_cfg"])
+        for key, losses in early.items():
+            if isinstance(model.get(key), Mapping):
+                model[key] = {**model[key], **losses}
+                model[key].pop("use_sigmoid_cls", None)
     if isinstance(model.get("roi_head"), Mapping):
         model["roi_head"] = _normal_roi_head(model["roi_head"], legacy)
     return model
+
+
+def _without_losses(train: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return a `train_cfg` without the losses that it had before 0.6, and those of each head."""
+    rest, losses = dict(train), {}
+    if isinstance(rest.get("rpn"), Mapping) and "smoothl1_beta" in rest["rpn"]:
+        rest["rpn"] = dict(rest["rpn"])
+        smooth_l1 = {"type": "SmoothL1Loss", "beta": rest["rpn"].pop("smoothl1_beta")}
+        losses["rpn_head"] = {"loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True}, "loss_bbox": smooth_l1}
+    if "smoothl1_beta" in rest and "gamma" in rest:
+        smooth_l1 = {"type": "SmoothL1Loss", "beta": rest.pop("smoothl1_beta")}
+        focal = {"type": "FocalLoss", "gamma": rest.pop("gamma"), "alpha": rest.pop("alpha", 0.25)}
+        losses["bbox_head"] = {"loss_cls": focal, "loss_bbox": smooth_l1}
+    return rest, losses
 
 
 def _normal_head(head: Mapping[str, Any], legacy: bool) -> dict[str, Any]:

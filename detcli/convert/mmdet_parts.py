@@ -37,7 +37,9 @@ def translator(group: Group, known: Mapping[str, Callable[..., Any]], slot: str)
         found: Callable[..., Any] = resolve(find("converters", f"mmdet/{kind}").ref)
         return found
     listed = f" (there is {', '.join(known)})" if known else ""
-    raise DetcliError(f"its config has a {slot} of type {kind!r}, which is not supported{listed}.")
+    raise DetcliError(
+        f"its config has {'an' if slot[0] in 'aeiou' else 'a'} {slot} of type {kind!r}, which is not supported{listed}."
+    )
 
 
 def norm(group: Group, key: str = "norm_cfg", default: str = "none") -> str:

@@ -12,10 +12,15 @@ from detcli.errors import DetcliError
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset: its settings, how often it is repeated, the wrappers that change what is drawn, and its pipeline."""
+    """A dataset out of its wrappers, and its pipeline.
+
+    It is repeated `times` in an epoch; pictures with classes rarer than `repeat_threshold` are, too; `wrappers` are
+    other ones that change what is drawn.
+    """
 
     group: Group
     times: int
+    repeat_threshold: float
     wrappers: tuple[str, ...]
     pipeline: list[Group]
 
@@ -38,7 +43,7 @@ def dataset(config: Mapping[str, Any], purpose: str) -> Dataset:
         group, key = Group(config.get("data", {}), "data"), purpose
         if group.values.get(key) is None and purpose == "test":
             key = "val"
-    times, wrappers = 1, []
+    times, repeat_threshold, wrappers = 1, 0.0, []
     value = group.values.get(key)
     while isinstance(value, Mapping | list | tuple):
         if not isinstance(value, Mapping):
@@ -47,6 +52,8 @@ def dataset(config: Mapping[str, Any], purpose: str) -> Dataset:
         group, key = Group(value, group.place(key)), "dataset"
         if group.values.get("type") == "RepeatDataset":
             times *= group.integer("times")
+        elif group.values.get("type") == "ClassBalancedDataset" and not repeat_threshold:
+            repeat_threshold = group.number("oversample_thr")
         elif "dataset" in group.values:
             wrappers.append(group.kind)
         elif "datasets" in group.values:
@@ -60,7 +67,7 @@ def dataset(config: Mapping[str, Any], purpose: str) -> Dataset:
     for step in list(pipeline):
         if step.kind == "MultiScaleFlipAug":
             pipeline += step.groups("transforms")
-    return Dataset(group, times, tuple(wrappers), pipeline)
+    return Dataset(group, times, repeat_threshold, tuple(wrappers), pipeline)
 
 
 def input(whole: Group, train: Dataset, test: Dataset) -> dict[str, Any]:
@@ -232,7 +239,11 @@ def sampling(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     if loader.has("sampler") and loader.group("sampler").kind not in ("DefaultSampler", "InfiniteSampler"):
         raise loader.unsupported("sampler")
     filtered = dataset.group.group("filter_cfg") if dataset.group.has("filter_cfg") else dataset.group
-    return {"keep_empty": not filtered.flag("filter_empty_gt", True)}
+    return {
+        "keep_empty": not filtered.flag("filter_empty_gt", True),
+        "repeat_threshold": dataset.repeat_threshold,
+        "repeat_rounding": "up",
+    }
 
 
 OPTIMIZERS = {"SGD": "sgd", "AdamW": "adamw"}

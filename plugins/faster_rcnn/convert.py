@@ -37,8 +37,8 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
 def _first_stage(model: Group, train: Group, test: Group, strides: Strides) -> tuple[dict[str, Any], str]:
     """Return the arguments of the RPN, and the style of its box coder."""
     head = parts.proposal_head(model, train.group("rpn"), strides)
-    trained = parts.proposals(train.group("rpn_proposal"))
     tested = parts.proposals(test.group("rpn"))
+    trained = parts.proposals(train.group("rpn_proposal")) if train.has("rpn_proposal") else tested
     if trained.nms_threshold != tested.nms_threshold:
         raise train.unsupported("rpn_proposal")
     args = {
@@ -106,12 +106,15 @@ def _mask_stage(model: Group, roi_head: Group, train: Group, test: Group, stride
     head.expect("upsample_method", "deconv")
     head.expect("upsample_ratio", 2)
     head.expect("predictor_cfg", {"type": "Conv"})
-    head.expect("loss_mask", MASK_LOSS, {key: value for key, value in MASK_LOSS.items() if key != "loss_weight"})
+    if head.has("loss_mask"):
+        loss = head.group("loss_mask")
+        loss.expect("type", "CrossEntropyLoss")
+        loss.expect("use_mask", True)
+        loss.expect("use_sigmoid", False)
+        loss.expect("reduction", "mean")
+        loss.expect("loss_weight", 1.0)
     head.ignore("in_channels", "num_classes", "init_cfg")
     # Here the convolutions of both stages are as wide.
     if head.integer("conv_out_channels", 256) != model.group("rpn_head").integer("feat_channels", 256):
         raise head.unsupported("conv_out_channels")
     return {"mask_roi_extractor": extractor, "mask_convs": head.integer("num_convs", 4)}
-
-
-MASK_LOSS = {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0}
