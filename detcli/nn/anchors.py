@@ -23,12 +23,13 @@ class AnchorGenerator:
 
     - ``exact``: as computed, the middle on the corner of the cell (MMDetection 2, Detectron2).
     - ``torchvision``: sides are cut to whole pixels, corners rounded; the strides are those of `grid_strides`.
-    - ``v1``: corners are rounded, boxes contain their last pixel (MMDetection 1).
-    - ``detectron``: boxes contain their last pixel; the sides of each ratio are rounded on a base box as large as the
-      base size, then scaled (Detectron, generate_anchors.py).
+    - ``v1``: corners are rounded, and x2, y2 are the last pixels of a box (MMDetection 2 for the models of 1).
+    - ``detectron``: the middle in the middle of the cell; the sides of each ratio are rounded on a box of the base
+      size, then scaled (Detectron, generate_anchors.py, where x2 and y2 are last pixels: here, as for all boxes, they
+      are one more).
 
-    `center_offset` is the place of an anchor's middle in its cell, in base sizes, of which boxes that contain their
-    last pixel lack one pixel; None: 0.5 for these boxes, 0 for others.
+    `center_offset` is the place of an anchor's middle in its cell, in base sizes, for ``v1`` less a pixel;
+    None: 0.5 for ``v1`` and ``detectron``, 0 for others.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class AnchorGenerator:
         style: AnchorStyle = "exact",
     ) -> None:
         self.strides = tuple(strides)
+        self.style = style
         self.whole_pixels = style == "torchvision"
         if octave_base_scale is not None:
             scales = [octave_base_scale * 2 ** (step / scales_per_octave) for step in range(scales_per_octave)]
@@ -64,8 +66,10 @@ class AnchorGenerator:
         if order == "scale":
             shapes = shapes.transpose(1, 2)
         shapes = shapes.flatten(1, 2)
-        pixel = 1 if style in ("v1", "detectron") else 0
-        offset = 0.5 * pixel if center_offset is None else center_offset
+        pixel = 1 if style == "v1" else 0
+        offset = center_offset
+        if offset is None:
+            offset = 0.5 if style in ("v1", "detectron") else 0.0
         centers = offset * (sides - pixel)[:, None, None]
         half = 0.5 * (shapes - pixel)
         base = torch.cat([centers - half, centers + half], dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detcli.nn.boxes import clip_boxes
 
-CoderStyle: TypeAlias = Literal["exact", "v1", "detectron"]
+CoderStyle: TypeAlias = Literal["exact", "v1"]
 
 
 class DeltaBoxCoder:
@@ -19,9 +19,8 @@ class DeltaBoxCoder:
     Deltas are relative to a reference box and normalised to (delta - `means`) / `stds`. Decoding limits the
     log-ratios to |log(`clip_ratio`)|, at both ends with `clamp_below`, only against growth without it.
 
-    `style` is what a side is: x2 - x1 (``exact``), or x2 - x1 + 1, where a box contains its last pixel: so in
-    ``detectron``, and in MMDetection 1. ``v1`` is what MMDetection 2 does with the models of 1: it decodes boxes half a
-    pixel larger at each side than 1 did, for a better AP.
+    `style` is what a side is: x2 - x1 (``exact``), or x2 - x1 + 1 (``v1``), as where x2 is the last pixel of a box.
+    ``v1`` is what MMDetection 2 does with the models of 1; decoded boxes are then half a pixel larger at each side.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class DeltaBoxCoder:
         self.max_log_ratio = abs(math.log(clip_ratio))
         self.min_log_ratio = -self.max_log_ratio if clamp_below else None
         self.pixel = 0.0 if style == "exact" else 1.0
-        self.inset = 0.5 if style == "detectron" else 0.0
 
     def encode(self, boxes: Tensor, gt: Tensor) -> Tensor:
         """Return the deltas [...,4] (dx, dy, dw, dh) that turn reference boxes [...,4] into gt [...,4]."""
@@ -57,7 +55,7 @@ class DeltaBoxCoder:
         center, size = self._center_size(boxes)
         log_ratio = deltas[..., 2:].clamp(self.min_log_ratio, self.max_log_ratio)
         center = center + size * deltas[..., :2]
-        half = size * log_ratio.exp() * 0.5 - self.inset
+        half = size * log_ratio.exp() * 0.5
         decoded = torch.cat([center - half, center + half], dim=-1)
         return decoded if max_size is None else clip_boxes(decoded, max_size - self.pixel)
 

@@ -18,6 +18,7 @@ def single_level(
     output_size: int = 7,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    last_pixel: bool = False,
     finest_scale: int = 56,
     num_levels: int = 4,
 ) -> SingleLevelExtractor:
@@ -26,9 +27,11 @@ def single_level(
     RoIs of a side up to twice `finest_scale` pixels come from the lowest level, those up to twice as large
     again from the next, and so on (FPN, equation 1). `sampling_ratio` points are averaged along each side of
     an output cell; 0: as many as the cell's side is long on the map. Without `aligned`, coordinates are half
-    a cell off, as in Detectron.
+    a cell off, and with `last_pixel`, RoIs end a pixel before x2 and y2, both as in Detectron.
     """
-    return SingleLevelExtractor(strides[:num_levels], output_size, sampling_ratio, aligned, finest_scale)
+    return SingleLevelExtractor(
+        strides[:num_levels], output_size, sampling_ratio, aligned, finest_scale, last_pixel=last_pixel
+    )
 
 
 class SingleLevelExtractor(nn.Module):
@@ -41,6 +44,8 @@ class SingleLevelExtractor(nn.Module):
         sampling_ratio: int,
         aligned: bool,
         finest_scale: int,
+        *,
+        last_pixel: bool = False,
     ) -> None:
         super().__init__()
         self.strides = strides
@@ -48,6 +53,7 @@ class SingleLevelExtractor(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.finest_scale = finest_scale
+        self.last_pixel = last_pixel
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Return float32 [R,C,S,S] of rois [R,5] (image index, xyxy in pixels), in their order.
@@ -55,6 +61,8 @@ class SingleLevelExtractor(nn.Module):
         features are [N,C,H/stride,W/stride], lowest level first; those above the last stride are not used.
         """
         levels = self.levels(rois[:, 1:])
+        if self.last_pixel:
+            rois = torch.cat([rois[:, :3], rois[:, 3:] - 1], dim=1)
         scales = [1 / stride for stride in self.strides]
         used = features[: len(self.strides)]
         if rois.device.type == "cpu":

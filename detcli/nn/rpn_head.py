@@ -207,4 +207,5 @@ class RPNHead(nn.Module):
         if self.border is None:
             return inside
         limit = sizes.flip(1)[:, None] + self.border
-        return inside & (anchors[:, :2] >= -self.border).all(1) & (anchors[:, 2:] < limit).all(2)
+        reach = anchors[:, 2:] - (1 if self.anchors.style == "detectron" else 0)  # of the last pixel
+        return inside & (anchors[:, :2] >= -self.border).all(1) & (reach < limit).all(2)

@@ -34,7 +34,7 @@ def fast_rcnn(
     loss_cls: Loss = "cross_entropy",
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,

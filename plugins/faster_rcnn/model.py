@@ -52,7 +52,7 @@ def faster_rcnn(
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
     train_padding: bool = False,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,

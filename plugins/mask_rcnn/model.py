@@ -49,7 +49,7 @@ def mask_rcnn(
     mask_convs: int = 4,
     mask_channels: int | None = None,
     train_padding: bool = False,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,

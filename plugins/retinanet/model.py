@@ -146,7 +146,7 @@ def retinanet(
     loss_bbox: Loss = "l1",
     train_padding: bool = False,
     normalizer_momentum: float | None = None,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     prior_probability: float = 0.01,
     score_threshold: float = 0.05,

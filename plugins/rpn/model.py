@@ -35,7 +35,7 @@ def rpn(
     loss_bbox: Loss = "l1",
     loss_divisor: Literal["sampled", "capacity"] = "sampled",
     train_padding: bool = False,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     nms_pre: int = 2000,
     nms_threshold: float = 0.7,

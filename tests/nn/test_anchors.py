@@ -39,6 +39,7 @@ def test_anchors_in_scale_order_are_those_of_detectron2():
 
 def test_anchors_of_detectron_round_the_sides_of_each_ratio_before_they_are_scaled():
     one_map = AnchorGenerator((16,), scales=(8, 16, 32), style="detectron").base_anchors[0]
+    one_map = one_map - torch.tensor([0, 0, 1, 1])  # to the last pixels
     # 16 x 16 pixels make 23 x 12, 16 x 16 and 11 x 22. Detectron lists the same corners, counted from 1.
     assert one_map[:4].tolist() == [
         [-84, -40, 99, 55],
@@ -49,13 +50,13 @@ def test_anchors_of_detectron_round_the_sides_of_each_ratio_before_they_are_scal
     assert one_map[-1].tolist() == [-168, -344, 183, 359]
     pyramid = AnchorGenerator((4, 8), scales=(8,), style="detectron").base_anchors
     # 11 x 5.5 pixels become 11 x 6: halves are rounded to even numbers.
-    assert pyramid[1, 0].tolist() == [3.5 - 43.5, 3.5 - 23.5, 3.5 + 43.5, 3.5 + 23.5]
+    assert pyramid[1, 0].tolist() == [4 - 44, 4 - 24, 4 + 44, 4 + 24]
     octaves = AnchorGenerator((8,), octave_base_scale=4, scales_per_octave=3, order="scale", style="detectron")
-    sides = octaves.base_anchors[0, :, 2:] - octaves.base_anchors[0, :, :2] + 1
+    sides = octaves.base_anchors[0, :, 2:] - octaves.base_anchors[0, :, :2]
     torch.testing.assert_close(sides[3:6], torch.tensor([[11.0, 6.0], [8.0, 8.0], [6.0, 12.0]]) * 4 * 2 ** (1 / 3))
 
 
-@pytest.mark.parametrize(("style", "middle"), [("exact", 0), ("v1", 3.5), ("detectron", 3.5)])
+@pytest.mark.parametrize(("style", "middle"), [("exact", 0), ("v1", 3.5), ("detectron", 4)])
 def test_where_anchors_lie_in_their_cell(style, middle):
     base = AnchorGenerator((8,), ratios=(1.0,), style=style).base_anchors[0, 0]
     assert ((base[:2] + base[2:]) / 2).tolist() == [middle, middle]

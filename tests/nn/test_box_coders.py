@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -70,25 +69,15 @@ def test_deltas_are_those_of_detectron2(weights):
     torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=2e-3)
 
 
-@pytest.mark.parametrize("style", ["exact", "detectron"])
-def test_decoding_undoes_encoding(style):
+def test_decoding_undoes_encoding():
     torch.manual_seed(0)
     corners = torch.rand(2, 50, 2) * 100
     boxes, gt = torch.cat([corners, corners + 1 + torch.rand(2, 50, 2) * 60], dim=-1)
-    coder = DeltaBoxCoder(means=(0.1, 0.0, 0.0, 0.2), stds=(0.1, 0.1, 0.2, 0.2), style=style)
+    coder = DeltaBoxCoder(means=(0.1, 0.0, 0.0, 0.2), stds=(0.1, 0.1, 0.2, 0.2))
     torch.testing.assert_close(coder.decode(boxes, coder.encode(boxes, gt)), gt, rtol=1e-4, atol=1e-3)
     points = boxes[:, :2]
     distances = DistanceBoxCoder().encode(points, gt)
     torch.testing.assert_close(DistanceBoxCoder().decode(points, distances), gt, rtol=1e-5, atol=1e-4)
-
-
-def test_boxes_of_detectron_contain_their_last_pixel():
-    coder = DeltaBoxCoder(style="detectron")
-    box = torch.tensor([10.0, 20.0, 19.0, 39.0])  # 10 x 20 pixels
-    right_and_wider = torch.tensor([0.1, 0.0, math.log(2), 0.0])
-    assert coder.encode(box, torch.tensor([6.0, 20.0, 25.0, 39.0])).tolist() == pytest.approx(right_and_wider.tolist())
-    assert coder.decode(box, right_and_wider).tolist() == pytest.approx([6, 20, 25, 39])
-    assert coder.decode(box, right_and_wider, torch.tensor([30, 20])).tolist() == pytest.approx([6, 20, 19, 29])
 
 
 def test_a_coder_that_decoded_predictions_can_be_trained_through():

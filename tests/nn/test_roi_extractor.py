@@ -65,6 +65,19 @@ def test_each_roi_comes_from_its_level_in_order():
         torch.testing.assert_close(result, alone(features[level : level + 1], roi[None])[0])
 
 
+def test_rois_up_to_their_last_pixel_keep_their_level():
+    features = pyramid()
+    rois = torch.tensor(
+        [[0, 10.0, 20.0, 122.0, 132.0], [1, 5.0, 5.0, 11.0, 12.0]]
+    )  # the first: just on the second level
+    pooled = single_level(strides=(4, 8), aligned=False, last_pixel=True)(features, rois)
+    for index, level in ((0, 1), (1, 0)):
+        part = slice(index, index + 1)
+        ends = rois[part] - torch.tensor([0, 0, 0, 1, 1])
+        alone = single_level(strides=(4 << level,), aligned=False)(features[level : level + 1], ends)
+        torch.testing.assert_close(pooled[part], alone)
+
+
 def test_no_rois():
     features = [feature.requires_grad_() for feature in pyramid()]
     pooled = single_level(strides=(4, 8, 16, 32, 64))(features, torch.zeros(0, 5))

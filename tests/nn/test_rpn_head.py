@@ -91,12 +91,23 @@ def test_anchors_beyond_the_border_are_not_trained(border):
         assert trained[:, reach < border].any()
 
 
-def test_anchors_on_the_padding_of_a_smaller_image_are_not_trained():
-    trained, _ = logit_gradients(make_head(num=10000), make_batch(OBJECTS, ((96, 96), (64, 64))))
+@pytest.mark.parametrize("train_padding", [False, True])
+def test_anchors_on_the_padding_of_a_smaller_image_are_trained_where_asked(train_padding):
+    head = make_head(num=10000)
+    head.train_padding = train_padding
+    trained, _ = logit_gradients(head, make_batch(OBJECTS, ((96, 96), (64, 64))))
     rows, columns = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij")
     padding = ((rows >= 8) | (columns >= 8)).flatten().repeat_interleave(3)
     assert trained[0, :432][padding].any()
-    assert not trained[1, :432][padding].any()
+    assert trained[1, :432][padding].any() == train_padding
+
+
+def test_anchors_of_detectron_may_end_at_the_border():
+    head = make_head(border=0, num=10000)
+    head.anchors = AnchorGenerator((16,), ratios=(1.0,), scales=(2,), style="detectron")
+    anchors = head.anchors([(4, 6)], "cpu")[0]  # 32 x 32 pixels, the first from -8 to 24
+    trained = head._trained(anchors, [(4, 6)], torch.tensor([[64, 88]]))[0].view(4, 6)
+    assert trained.nonzero().tolist() == [[row, column] for row in (1, 2) for column in (1, 2, 3, 4)]
 
 
 def test_divisor_is_the_number_of_samples_or_the_capacity():
