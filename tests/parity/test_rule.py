@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import rule
 
 
 @pytest.mark.parametrize(
@@ -19,14 +20,14 @@ import pytest
         ),
     ],
 )
-def test_weights_of_detectron2(parity, name, shape, expected):
-    values = parity.rule.fill_detectron2(name, shape, "float32", 1.0)
+def test_weights_of_detectron2(name, shape, expected):
+    values = rule.fill_detectron2(name, shape, "float32", 1.0)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values.ravel()[:4], expected, rtol=1e-6)
 
 
-def test_objects(parity):
-    boxes, labels, masks = parity.rule.make_targets(256, 320, 80)
+def test_objects():
+    boxes, labels, masks = rule.make_targets(256, 320, 80)
     np.testing.assert_allclose(boxes[0], [0.027368179, 40.523411, 80.742363, 162.48753], rtol=1e-6)
     assert labels.shape == (5,)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]

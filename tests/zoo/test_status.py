@@ -16,6 +16,7 @@ from detcli.engine.model import build_model
 from detcli.errors import UsageError
 from detcli.zoo import status as statuses
 from detcli.zoo.names import resolve
+from detcli.zoo.report import parity as parity_table
 from detcli.zoo.rows import rows
 from detcli.zoo.status import STATUSES, digest, reached, status
 from detcli.zoo.training import training
@@ -141,3 +142,21 @@ def test_statuses_of_all_rows_take_no_torch_and_no_two_seconds():
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "set()")
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent) < 2
+
+
+def test_outcomes_of_cases_are_a_table():
+    measured = {"weights": "3 tensors", "features": "1e-06"}
+    cases = {
+        "mmdet/a": {"passes": True, "same_as": "", "measured": measured, "wrong": []},
+        "mmdet/b": {"passes": True, "same_as": "mmdet/a", "measured": {}, "wrong": []},
+        "mmdet/c": {"passes": False, "same_as": "", "measured": {}, "wrong": ["no plugin", "no weights", "nothing"]},
+    }
+    assert parity_table(cases) == (
+        ("case", "weights", "features", "result"),
+        [
+            ("mmdet/a", "3 tensors", "1e-06", "passes"),
+            ("mmdet/b", "", "", "as mmdet/a"),
+            ("mmdet/c", "", "", "fails: no plugin and 2 more"),
+        ],
+    )
+    assert parity_table({}) == (("case", "result"), [])
