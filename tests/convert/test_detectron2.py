@@ -12,6 +12,8 @@ from detcli.plugins.retinanet.convert import DETECTRON2
 from detcli.convert import detectron, detectron2, mmdet, torchvision
 from detcli.convert.rules import rename
 from detcli.errors import DetcliError
+from detcli.nn.weights import COUNTER
+from detcli.registry import build
 
 SHAPES = Path(__file__).parent / "data" / "detectron2_shapes.json.gz"
 PKL = Path("model_final_f10217.pkl")
@@ -49,6 +51,32 @@ def test_every_name_has_one_here_and_no_tensor_changes(name):
     first = {key.split(".")[0] for key in tensors}
     assert first <= {"backbone", "neck", "rpn_head", "bbox_head", "roi_head", "semantic_head"}
     assert not [key for key in tensors if ".norm." in key]
+
+
+C4 = {
+    "backbone": {"name": "resnet", "out_stages": [3, 4]},
+    "neck": None,
+    "shared_head": True,
+    "anchor_scales": [2, 4, 8, 16, 32],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "num_classes"),
+    [
+        ("faster_rcnn_R_50_C4_1x", {"name": "faster_rcnn", **C4}, 80),
+        ("keypoint_rcnn_R_50_FPN_1x", {"name": "keypoint_rcnn"}, 1),
+        ("mask_rcnn_R_50_FPN_1x", {"name": "mask_rcnn"}, 80),
+        ("panoptic_fpn_R_50_1x", {"name": "panoptic_fpn"}, 80),
+        ("retinanet_R_50_FPN_1x", {"name": "retinanet"}, 80),
+        ("rpn_R_50_FPN_1x", {"name": "rpn"}, 1),
+    ],
+)
+def test_names_and_shapes_are_those_of_our_models(name, model, num_classes):
+    with torch.device("meta"):
+        ours = build("models", model, num_classes=num_classes).state_dict()
+    shapes = {key: value.shape for key, value in ours.items() if not key.endswith(COUNTER)}
+    assert {key: value.shape for key, value in converted(weights(name))[0].items()} == shapes
 
 
 def test_resnet_and_pyramid():
