@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 from detcli.errors import DetcliError
 from detcli.eval.evaluator import MAIN, Evaluator, Result
 
-Task = Literal["box", "mask", "proposal"]
+Task = Literal["box", "mask", "keypoint", "proposal"]
 Backend = Literal["faster", "pycocotools"]
 
 SIZES = {
@@ -28,9 +28,13 @@ SIZES = {
 
 
 def coco(
-    *, task: Literal["box", "mask", "proposal"], backend: Literal["faster", "pycocotools"] = "faster"
+    *, task: Literal["box", "mask", "keypoint", "proposal"], backend: Literal["faster", "pycocotools"] = "faster"
 ) -> Evaluator:
     """Return COCO's evaluation of one task; both backends give the same figures."""
+    if task == "keypoint":
+        from detcli.eval import keypoints
+
+        return partial(keypoints.evaluate, backend=backend)
     return partial(evaluate, task=task, backend=backend)
 
 
@@ -104,6 +108,8 @@ def usable_objects(ground_truth: dict[str, Any], task: Task, notes: list[str]) -
                 item["iscrowd"] = 1
                 segmentation = [_rectangle(annotation["bbox"])]
             item["segmentation"] = _run_lengths(segmentation, *size)
+        if task == "keypoint":
+            item["keypoints"] = annotation.get("keypoints") or []
         if item["area"] is None:
             item["area"] = _area(item)
         objects.append(item)
@@ -147,6 +153,8 @@ def usable_results(
             if task == "mask":
                 # The size of a found mask is its own area, not that of its box.
                 item["segmentation"] = result["segmentation"]
+            if task == "keypoint":
+                item["keypoints"] = result["keypoints"]
             item["area"] = _area(item)
             found.append(item)
     if unknown_categories:
@@ -165,11 +173,13 @@ def accumulated(
     detected: dict[str, Any],
     iou_type: str,
     max_detections: list[int],
+    *,
+    sigmas: list[float] | None = None,
     **settings: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision [10,101,K,4,M] and recall [10,K,4,M], -1 where there are no objects.
 
-    `settings` are further ones of the backend's evaluation.
+    `sigmas` are those of keypoints; `settings` are further ones of the backend's evaluation.
     """
     if backend == "faster":
         try:
@@ -190,6 +200,8 @@ def accumulated(
             indexed.append(coco)
         evaluation = Evaluation(*indexed, iouType=iou_type, **settings)
         evaluation.params.maxDets = max_detections
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
