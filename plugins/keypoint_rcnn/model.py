@@ -47,7 +47,7 @@ def keypoint_rcnn(
     keypoint_convs: int = 8,
     keypoint_channels: int = 512,
     train_padding: bool = False,
-    coder_style: Literal["exact", "v1", "detectron"] = "exact",
+    coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
