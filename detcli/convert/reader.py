@@ -37,6 +37,9 @@ PROTOCOL = 1001
 """What PyTorch's stream of pickles begins with."""
 
 LONGEST_COMMENT = 65535
+"""Bytes after the end of a zip archive."""
+
+UNPACK = "If you trust it, unpack it and give the file within it."
 
 OTHERS = {
     b"<": ("it is a web page", "Download the file itself."),
@@ -71,6 +74,8 @@ def read(path: Path) -> Any:
 
 
 def _read(path: Path, content: memoryview) -> Any:
+    if not content:
+        raise Unreadable("it is empty", "Download it again.")
     start = bytes(content[:512])
     for first, (what, advice) in OTHERS.items():
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(first):
@@ -137,10 +142,8 @@ def _nested(content: memoryview, budget: Budget) -> Any:
 def _archive(content: memoryview, budget: Budget) -> Any:
     """Read PyTorch's archive: a pickle, and a file for each of the storages that it names."""
     files = _entries(content)
-    if "constants.pkl" in files or any(name.startswith("code/") for name in files):
-        raise Unreadable("it is a TorchScript program", "Save its state dict instead, with torch.save.")
     if "data.pkl" not in files:
-        raise Unreadable("it is a zip archive, but not one of PyTorch's", "Unpack it, and give the file within it.")
+        raise Unreadable("it is a zip archive, but not one of PyTorch's", UNPACK)
     objects = Objects(budget, _nested)
     storages = objects.storages = {}
     machine = Unpickler(files["data.pkl"], objects)
@@ -176,10 +179,12 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
             extra = content[position + 46 + name_size : position + 46 + name_size + extra_size]
             size, packed, offset = _large(extra, size, packed, entry[16])
             position += 46 + name_size + extra_size + comment_size
-            if method or flags & 1 or packed != size:
-                raise Unreadable("its files are compressed or encrypted, which PyTorch's are not", HOSTILE)
             folder, _, inner = name.partition("/")
             folders.add(folder)
+            if inner == "constants.pkl" or inner.startswith("code/"):
+                raise Unreadable("it is a TorchScript program", "Save its state dict instead, with torch.save.")
+            if method or flags & 1 or packed != size:
+                raise Unreadable("its files are compressed or encrypted, as PyTorch's never are", UNPACK)
             if "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")) or len(folders) > 1:
                 raise Unreadable(f"it has a file {name!a:.80}, which is no name of PyTorch's", HOSTILE)
             local = struct.unpack_from("<4s5H3I2H", content, offset)

@@ -266,6 +266,11 @@ class Objects:
         self.budget.spend(0, len(content))
         return content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
 
+    def _part(self, made: Any, name: Any) -> Any:
+        if not isinstance(made, StandIn):
+            raise TypeError
+        return self.name(made.name, name)
+
     def _new(self, made: Any, *arguments: Any) -> Any:
         return self.new(made, arguments)
 
@@ -364,11 +369,13 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "builtins.complex": Objects._complex,
     "builtins.dict": Objects._dict,
     "builtins.frozenset": Objects.frozenset,
+    "builtins.getattr": Objects._part,
     "builtins.list": Objects._list,
     "builtins.range": Objects._range,
     "builtins.set": Objects._set,
     "builtins.slice": Objects._slice,
     "builtins.tuple": Objects._tuple,
+    "builtins.xrange": Objects._range,
     "collections.Counter": Objects._dict,
     "collections.OrderedDict": Objects._dict,
     "collections.defaultdict": Objects._dict,

@@ -80,6 +80,11 @@ class Unpickler:
 
     # Arguments of operations, which stand behind them in the file.
 
+    def _byte(self) -> int:
+        value = self.data[self.position]
+        self.position += 1
+        return value
+
     def _unsigned(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
@@ -258,9 +263,9 @@ OPERATIONS: dict[int, Callable[[Unpickler], object]] = {
         (pickle.NEWTRUE, lambda machine: machine._push(True)),
         (pickle.NEWFALSE, lambda machine: machine._push(False)),
         (pickle.BININT, lambda machine: machine._push(machine._signed(4))),
-        (pickle.BININT1, lambda machine: machine._push(machine._unsigned(1))),
+        (pickle.BININT1, lambda machine: machine._push(machine._byte())),
         (pickle.BININT2, lambda machine: machine._push(machine._unsigned(2))),
-        (pickle.LONG1, lambda machine: machine._push(machine._signed(machine._unsigned(1)))),
+        (pickle.LONG1, lambda machine: machine._push(machine._signed(machine._byte()))),
         (pickle.LONG4, lambda machine: machine._push(machine._signed(machine._unsigned(4)))),
         (pickle.INT, lambda machine: machine._push(machine._number_line())),
         (pickle.LONG, lambda machine: machine._push(machine._number_line())),
@@ -270,14 +275,14 @@ OPERATIONS: dict[int, Callable[[Unpickler], object]] = {
         (pickle.UNICODE, lambda machine: machine._push(str(machine._line(), "raw-unicode-escape"))),
         (pickle.BINUNICODE, lambda machine: machine._push(machine._text(machine._unsigned(4)))),
         (pickle.BINUNICODE8, lambda machine: machine._push(machine._text(machine._unsigned(8)))),
-        (pickle.SHORT_BINUNICODE, lambda machine: machine._push(machine._text(machine._unsigned(1)))),
+        (pickle.SHORT_BINUNICODE, lambda machine: machine._push(machine._text(machine._byte()))),
         (pickle.BINBYTES, lambda machine: machine._push(machine._bytes(machine._unsigned(4)))),
         (pickle.BINBYTES8, lambda machine: machine._push(machine._bytes(machine._unsigned(8)))),
-        (pickle.SHORT_BINBYTES, lambda machine: machine._push(machine._bytes(machine._unsigned(1)))),
+        (pickle.SHORT_BINBYTES, lambda machine: machine._push(machine._bytes(machine._byte()))),
         (pickle.BYTEARRAY8, lambda machine: machine._push(machine._bytes(machine._unsigned(8)))),
         (pickle.STRING, lambda machine: machine._push(machine._string_line())),
         (pickle.BINSTRING, lambda machine: machine._push(_python2(machine.take(machine._unsigned(4))))),
-        (pickle.SHORT_BINSTRING, lambda machine: machine._push(_python2(machine.take(machine._unsigned(1))))),
+        (pickle.SHORT_BINSTRING, lambda machine: machine._push(_python2(machine.take(machine._byte())))),
         # Containers.
         (pickle.EMPTY_TUPLE, lambda machine: machine._push(())),
         (pickle.TUPLE1, lambda machine: machine._push(machine._last(1))),
@@ -301,10 +306,10 @@ OPERATIONS: dict[int, Callable[[Unpickler], object]] = {
         (pickle.POP_MARK, Unpickler._since_mark),
         (pickle.DUP, lambda machine: machine._push(machine._stack[-1])),
         (pickle.GET, lambda machine: machine._push(machine._memo[machine._number_line()])),
-        (pickle.BINGET, lambda machine: machine._push(machine._memo[machine._unsigned(1)])),
+        (pickle.BINGET, lambda machine: machine._push(machine._memo[machine._byte()])),
         (pickle.LONG_BINGET, lambda machine: machine._push(machine._memo[machine._unsigned(4)])),
         (pickle.PUT, lambda machine: machine._memorise(machine._number_line())),
-        (pickle.BINPUT, lambda machine: machine._memorise(machine._unsigned(1))),
+        (pickle.BINPUT, lambda machine: machine._memorise(machine._byte())),
         (pickle.LONG_BINPUT, lambda machine: machine._memorise(machine._unsigned(4))),
         (pickle.MEMOIZE, lambda machine: machine._memorise(len(machine._memo))),
         # Names, and objects of them.
