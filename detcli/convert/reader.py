@@ -165,7 +165,7 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
     Raises `Unreadable` unless each is there once, whole, as it is, and beside the others.
     """
     try:
-        start, count = _directory(content)
+        start, end, count = _directory(content)
         files: dict[str, memoryview] = {}
         folders = set()
         position = start
@@ -196,6 +196,8 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
             if inner in files:
                 raise Unreadable(f"it has two files {name!a:.80}", HOSTILE)
             files[inner] = content[begin : begin + size]
+        if position != end:
+            raise Unreadable("its list of files is damaged")
     except (struct.error, UnicodeDecodeError) as error:
         raise Unreadable("its list of files is damaged") from error
     if sum(map(len, files.values())) > len(content):
@@ -203,14 +205,16 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
     return files
 
 
-def _directory(content: memoryview) -> tuple[int, int]:
-    """Return where a zip archive's list of files begins and how many it has."""
+def _directory(content: memoryview) -> tuple[int, int, int]:
+    """Return where a zip archive's list of files begins and ends and how many it has."""
     tail = bytes(content[-22 - LONGEST_COMMENT :])
     found = tail.rfind(b"PK\x05\x06")
     if found < 0:
         raise Unreadable("its end, with the list of its files, is missing")
     end = len(content) - len(tail) + found
-    _, _, _, _, count, size, start, _ = struct.unpack_from("<4s4H2IH", content, end)
+    _, _, _, _, count, size, start, comment = struct.unpack_from("<4s4H2IH", content, end)
+    if end + 22 + comment != len(content):
+        raise Unreadable("other bytes follow its end")
     if end >= 20 and bytes(content[end - 20 : end - 16]) == b"PK\x06\x07":
         (end,) = struct.unpack_from("<Q", content, end - 12)
         signature, *_, count, size, start = struct.unpack_from("<4sQ2H2I4Q", content, end)
@@ -218,7 +222,7 @@ def _directory(content: memoryview) -> tuple[int, int]:
             raise Unreadable("its list of files is damaged")
     if start + size > end:
         raise Unreadable("its list of files reaches beyond its end")
-    return start, count
+    return start, start + size, count
 
 
 def _large(extra: memoryview, *sizes: int) -> tuple[int, ...]:
