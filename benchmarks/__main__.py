@@ -35,7 +35,8 @@ ABOUT = {
     "convert": (
         "A checkpoint of the size of Faster R-CNN with ResNeXt-101 64x4d, its file in the page cache, is read, checked "
         "against the model, renamed and written; beside it, the same tensors are only read and written. Each side runs "
-        "in a process of its own, on one thread of Python. Memory is what the resident set grows by at its peak."
+        "in a process of its own. Memory is what the resident set grows by at its peak, with the file's pages, without "
+        "what is imported. Published files are of both formats."
     ),
     "accelerator": "Theirs are published figures of Detectron2 on a V100, at 1333x800; the images here are random.",
 }

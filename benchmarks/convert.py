@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from benchmarks.report import Row, apart, at_most, quiet_rounds
 from detcli.config import resolve
@@ -25,11 +26,15 @@ TIMES = 3.0
 MEMORY = 1.5
 
 
+def on_paper() -> nn.Module:
+    """Return the model of `ROW` without memory for its weights."""
+    with torch.device("meta"):
+        return build_model(resolve("faster_rcnn", backbone="x101_64x4d").config, 80)
+
+
 def write_checkpoint(path: Path, *, new: bool) -> None:
     """Write random weights of the model of `ROW` as MMDetection publishes them, without the state of an optimiser."""
-    config = resolve("faster_rcnn", backbone="x101_64x4d").config
-    with torch.device("meta"):
-        model = build_model(config, 80)
+    model = on_paper()
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(value.shape, generator=generator)
@@ -55,7 +60,7 @@ def conversion(side: str, path: str, out: str) -> Callable[[], None]:
 
 
 def extra_memory(side: str, path: Path, out: Path) -> float:
-    """Return the bytes that converting takes at its peak, in a process of its own, beyond what that had before."""
+    """Return the bytes that converting takes at its peak, in a process of its own, beyond what models need."""
     command = [sys.executable, "-m", "benchmarks.convert", side, str(path), str(out)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -83,6 +88,7 @@ def run(wanted: int = WANTED, tries: int = TRIES) -> list[Row]:
 
 
 if __name__ == "__main__":
+    on_paper()  # imports what models need, which is no part of the conversion
     function = conversion(*sys.argv[1:])
     before = memory_in_use(torch.device("cpu"))
     function()
