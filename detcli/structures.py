@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 UNLABELLED = 255
 """The semantic label of pixels that nobody has labelled, and of padding."""
 
@@ -56,7 +55,8 @@ class Target:
 
     boxes [G,4] float32 xyxy; labels [G] int64 in 0..classes-1; masks [G,H,W] uint8 of 0 and 1, at the size of the
     padded batch once batched; ignored [I,4] boxes of crowd regions; proposals [P,4] boxes for models that are given
-    theirs, best first; semantic [H,W] uint8 labels of things and, after them, of stuff, `UNLABELLED` elsewhere; keypoints [G,K,3] (x, y, visibility: 0 unlabelled or outside, 1 hidden, 2 visible).
+    theirs, best first; semantic [H,W] uint8 labels of things and, after them, of stuff, `UNLABELLED` elsewhere;
+    keypoints [G,K,3] (x, y, visibility: 0 unlabelled or outside, 1 hidden, 2 visible).
     """
 
     boxes: Tensor
@@ -122,8 +122,8 @@ class Batch:
 class Panoptic:
     """A picture cut into segments of things and stuff, none of them over another.
 
-    segments [H,W] int32 is the number of each pixel's segment, from 1, or 0 where there is none; labels [S] int64 of the
-    segments, in the order of their numbers, those of stuff after those of things; scores [S] in 0..1, 1 for stuff.
+    segments [H,W] int32 is the number of each pixel's segment, from 1, or 0 where there is none; labels [S] int64 of
+    the segments, in the order of their numbers, those of stuff after those of things; scores [S] in 0..1, 1 for stuff.
     """
 
     segments: Tensor

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ from pycocotools import mask as mask_utils
 from detcli.data.images import TURNED, Pixels
 
 Floats: TypeAlias = NDArray[np.float64]
+PIXEL_CENTRE = 0.5
+"""Where the centre of pixel 0 is. COCO's files have keypoints in pixels' numbers; everything else here has places."""
+
 Segmentation: TypeAlias = list[Floats] | dict[str, Any]
 """Polygons, each [2P] of x and y in turn; run lengths ``{"size": [h, w], "counts": bytes}``; [] for none."""
 
@@ -56,6 +59,20 @@ class Category:
     frequency: str = ""
 
 
+@dataclass(slots=True)
+class Segments:
+    """A picture cut into S segments of things and stuff.
+
+    ids [H,W] int32 is the id of each pixel's segment, 0 where there is none; numbers [S] are the ids; categories
+    [S] the dataset's own ids of their categories; crowd [S].
+    """
+
+    ids: NDArray[np.int32]
+    numbers: NDArray[np.int64]
+    categories: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+
 class Source(Protocol):
     """Annotated pictures, as a builder in the ``datasets`` slot returns them.
 
@@ -83,6 +100,20 @@ class Source(Protocol):
 
     def annotations(self, index: int) -> Annotations:
         """Return the annotations that `read` gives, if possible without decoding the picture."""
+        ...
+
+
+@runtime_checkable
+class PanopticData(Protocol):
+    """What a `Source` has beside, whose pictures are cut into segments; `stuff` are the categories of stuff.
+
+    The `semantic` of its annotations then are positions in its categories, those of stuff after the others.
+    """
+
+    stuff: list[Category]
+
+    def segments(self, index: int) -> Segments:
+        """Return the segments of picture `index`; raises `DetcliError` when they can't be read."""
         ...
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from detcli.data.annotations import (
+    PIXEL_CENTRE,
     Annotations,
     AnnotationStore,
     AnnotationWriter,
@@ -42,7 +43,14 @@ SPLIT_NAMES = {
 }
 """What folders and files of a split are called, in order of preference."""
 
-BEFORE_SPLIT = ("instances_", "annotations_", r"lvis_v[\d.]+_", "instancesonly_filtered_gtFine_")
+BEFORE_SPLIT = (
+    "instances_",
+    "person_keypoints_",
+    "panoptic_",
+    "annotations_",
+    r"lvis_v[\d.]+_",
+    "instancesonly_filtered_gtFine_",
+)
 """What may stand before the split in the name of an annotation file, as patterns."""
 
 FACTS = ("neg_category_ids", "not_exhaustive_category_ids", "void")
@@ -107,6 +115,9 @@ def _find_file(folder: Path, split: Split) -> tuple[Path, bool]:
             "{}/_annotations.coco.json",
             "{}/annotations.json",
             "{}_annotations.coco.json",
+            "annotations/person_keypoints_{}.json",
+            "annotations/panoptic_{}.json",
+            "panoptic_{}.json",
         )
     ]
     for pattern in patterns:
@@ -193,8 +204,14 @@ class CocoSource:
         return turn(annotations, orientation) if orientation in TURNED and stored == annotations.size else annotations
 
 
-def read_coco(located: Located, *, segmentations: bool = True, report: Report | None = None) -> CocoSource:
-    """Read a COCO-style JSON file.
+def read_coco(
+    located: Located,
+    *,
+    segmentations: bool = True,
+    report: Report | None = None,
+    data: dict[str, Any] | None = None,
+) -> CocoSource:
+    """Read a COCO-style JSON file, or `data` in place of what is in it.
 
     Without `segmentations`, polygons and run lengths are left in the file. What is wrong with single entries
     goes to `report`, and the entry is left out; without `report` the first such thing is raised. Raises
@@ -205,7 +222,7 @@ def read_coco(located: Located, *, segmentations: bool = True, report: Report | 
     def fail(problem: str) -> NoReturn:
         raise DetcliError(f"{path}: {problem}. `detcli data check {path}` lists all such problems.")
 
-    return _parsed(_load_json(path), str(path), partial(_find_root, located), segmentations, report or fail)
+    return _parsed(data or load_json(path), str(path), partial(_find_root, located), segmentations, report or fail)
 
 
 def from_coco(data: dict[str, Any], name: str, root: Path) -> CocoSource:
@@ -253,7 +270,8 @@ def _parsed(
     return source
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """Return what is in a COCO-style JSON file; raises `DetcliError` when it can't be read or is none."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)
@@ -405,7 +423,18 @@ def _add_annotation(
     if len(keypoints) % 3 or not all(_is_number(value) for value in keypoints):
         report(f"{name} has keypoints that are no triples of numbers (x, y, visibility)")
         keypoints = ()
+    keypoints = _places(keypoints)
     written.add(number, int(annotation_id), categories[int(category_id)], xywh, area, crowd, segmentation, keypoints)
+
+
+def _places(keypoints: Sequence[float]) -> list[float]:
+    """Return keypoints, which COCO counts in whole pixels, as places: the pixel's centre where one is labelled."""
+    places = [float(value) for value in keypoints]
+    for first in range(0, len(places), 3):
+        if places[first + 2] > 0:
+            places[first] += PIXEL_CENTRE
+            places[first + 1] += PIXEL_CENTRE
+    return places
 
 
 def _read_segmentation(value: Any, size: NDArray[np.int64], wanted: bool) -> list[array[float]] | bytes:

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from detcli import registry
 from detcli.config import DataConfig, InputConfig
-from detcli.data.annotations import Annotations, Category, Source, bitmaps
+from detcli.data.annotations import PIXEL_CENTRE, Annotations, Category, Source, bitmaps
 from detcli.data.coco import CocoSource
 from detcli.data.images import Pixels
 from detcli.data.proposals import Proposals
@@ -376,7 +376,8 @@ def _coco_objects(
         elif segmentation:
             item["segmentation"] = [polygon.tolist() for polygon in segmentation]
         if category.keypoints:
-            keypoints = annotations.keypoints[row, : len(category.keypoints)]
+            keypoints = annotations.keypoints[row, : len(category.keypoints)].copy()
+            keypoints[keypoints[:, 2] > 0, :2] -= PIXEL_CENTRE
             item |= {
                 "keypoints": keypoints.reshape(-1).tolist(),
                 "num_keypoints": int((keypoints[:, 2] > 0).sum()),

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
+from torch import Tensor
 
+from detcli.data.annotations import PIXEL_CENTRE
 from detcli.nn.masks import paste_masks, paste_regions
 from detcli.structures import ClassMap, Detections, ImageInfo
 
@@ -45,10 +48,10 @@ def rescale(detections: Detections, info: ImageInfo) -> Detections:
 
 
 def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[dict[str, Any]]:
-    """Return COCO results: image_id, category_id, bbox (x, y, width, height), score and segmentation.
+    """Return COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation and keypoints.
 
     `detections` are in pixels of the original picture. The segmentation, for models with masks, is compressed
-    run lengths with `counts` as str.
+    run lengths with `counts` as str. Keypoints are x, y and score in turn, in numbers of pixels as COCO has them.
     """
     boxes = detections.boxes.double().cpu()
     boxes[:, 2:] -= boxes[:, :2]
@@ -60,7 +63,15 @@ def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[
     if detections.masks is not None or detections.mask_crops is not None:
         for result, (left, top, mask) in zip(results, mask_regions(detections, info.original_size), strict=True):
             result["segmentation"] = run_lengths(mask, left, top, info.original_size)
+    if detections.keypoints is not None:
+        for result, keypoints in zip(results, _in_pixel_numbers(detections.keypoints).flatten(1).tolist(), strict=True):
+            result["keypoints"] = keypoints
     return results
+
+
+def _in_pixel_numbers(keypoints: Tensor) -> Tensor:
+    """Return keypoints [D,K,3] (x, y, score) counted from the centre of the first pixel."""
+    return keypoints.double().cpu() - torch.tensor([PIXEL_CENTRE, PIXEL_CENTRE, 0.0])
 
 
 def mask_regions(

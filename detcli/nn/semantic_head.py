@@ -52,7 +52,7 @@ class SemanticHead(nn.Module):
         return logits
 
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return loss_sem_seg: the mean cross-entropy of the pixels' labels [N,H,W], but those that are `UNLABELLED`."""
+        """Return loss_sem_seg: the mean cross-entropy of the labels [N,H,W] that are not `UNLABELLED`."""
         logits = upsample(self(features).float(), self.stride)
         total = functional.cross_entropy(logits, labels.long(), ignore_index=UNLABELLED, reduction="sum")
         return {"loss_sem_seg": total / reduce_mean((labels != UNLABELLED).sum(), least=1) * self.loss_weight}

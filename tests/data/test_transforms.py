@@ -209,6 +209,6 @@ def test_what_leaves_the_picture_leaves_the_target(
 def test_keypoints_are_kept(folder: Any, config: Callable[..., DataConfig], rgb: InputConfig) -> None:
     settings = config(folder.write(), resize=[(90, 70)], test_resize=(90, 70))
     plain = open_dataset(settings, "val", rgb)[2].target.keypoints
-    assert plain.tolist() == [[[20, 20, 2], [10, 15, 2], [30, 15, 1]]]
+    assert plain.tolist() == [[[20.5, 20.5, 2], [10.5, 15.5, 2], [30.5, 15.5, 1]]]
     flipped = open_dataset(settings.model_copy(update={"flip": 1.0}), "train", rgb)[2].target.keypoints
-    assert flipped.tolist() == [[[50, 20, 2], [40, 15, 1], [60, 15, 2]]]
+    assert flipped.tolist() == [[[49.5, 20.5, 2], [39.5, 15.5, 1], [59.5, 15.5, 2]]]
