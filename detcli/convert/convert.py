@@ -15,15 +15,14 @@ from torch import Tensor
 from detcli.config import RunConfig, load, resolve, revise
 from detcli.convert import mmdet_config
 from detcli.convert.reader import read
-from detcli.convert.rules import Entry, Report, Rule, rename
+from detcli.convert.rules import Entry, Report, plugin_rules, rename
 from detcli.data.classes import CLASSES, numbered, with_ids
 from detcli.download import cache_path
 from detcli.engine.checkpoint import save_backbone, save_checkpoint
 from detcli.engine.model import build_model
 from detcli.errors import DetcliError, UsageError, nearest, unknown
 from detcli.nn.weights import COUNTER, check_fit
-from detcli.registry import find, names
-from detcli.registry import resolve as resolve_reference
+from detcli.registry import names
 from detcli.structures import ClassMap
 from detcli.zoo.names import distinct, matches
 from detcli.zoo.names import resolve as find_row
@@ -109,7 +108,7 @@ def convert(
     model = _find_model(source, path, meta, as_id, notes)
     if settings:
         model.config = revise(model.config, settings=settings)
-    own = _plugin_rules(source, model.config.model["name"])
+    own = plugin_rules(source, model.config.model["name"])
     renamed, report = rename(tensors, (*own, *rules), str(path))
     report.entries[:0] = unwrapped.dropped
     known = classes or _classes(meta, model.row, source)
@@ -152,15 +151,6 @@ def _checked_source(source: str, content: Any, path: Path) -> str:
     if found:
         raise DetcliError(f"{path} looks like a file of {found[0]}: `detcli convert {found[0]} {path} OUT`.")
     return source
-
-
-def _plugin_rules(source: str, model: str) -> Sequence[Rule]:
-    """Return the rules that the plugin of `model` brings for its own layers."""
-    key = f"{source}/{model}"
-    if key not in names("converters"):
-        return ()
-    rules: Sequence[Rule] = resolve_reference(find("converters", key).ref)
-    return rules
 
 
 def _find_model(source: str, path: Path, meta: Mapping[str, Any], as_id: str | None, notes: list[str]) -> _Model:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from detcli.errors import DetcliError
+from detcli.registry import find, names, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,19 @@ def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], origin: str) ->
             sources[name].append(f"what is added to {theirs}")
             report.entries.append(Entry("", name, why=added.why))
     problems = [f"{name} has no place in it" for name in unknown]
-    problems += [f"{' and '.join(names)} are both {ours}" for ours, names in sources.items() if len(names) > 1]
+    problems += [f"{' and '.join(given)} are both {ours}" for ours, given in sources.items() if len(given) > 1]
     if problems:
         raise DetcliError(f"{origin}: {listed(problems)}.")
     return renamed, report
+
+
+def plugin_rules(source: str, model: str) -> tuple[Rule, ...]:
+    """Return the rules that the plugin of `model` brings for its own layers in files of `source`."""
+    key = f"{source}/{model}"
+    if key not in names("converters"):
+        return ()
+    rules: tuple[Rule, ...] = resolve(find("converters", key).ref)
+    return rules
 
 
 def listed(problems: Sequence[str], most: int = 4) -> str:

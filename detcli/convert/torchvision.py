@@ -27,12 +27,12 @@ from detcli.convert.rules import (
     left_out,
     listed,
     only_tensors,
+    plugin_rules,
     rename,
 )
 from detcli.data.classes import COCO
 from detcli.errors import DetcliError, unknown
 from detcli.nn.weights import COUNTER
-from detcli.registry import find, names, resolve
 from detcli.structures import ClassMap
 
 INPUT: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channels": "rgb"}
@@ -211,10 +211,8 @@ def convert(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises `DetcliError` that lists keys for which there is no rule, and rules for which there is no key.
     """
     kind = source(name)
-    key = f"torchvision/{kind.model['name']}"
-    own: tuple[Rule, ...] = resolve(find("converters", key).ref) if key in names("converters") else ()
     origin = f"these are not the weights of torchvision's {name}"
-    every = (*own, *kind.rules)
+    every = (*plugin_rules("torchvision", kind.model["name"]), *kind.rules)
     converted, _ = rename(weights, every, origin)
     unused = [
         rule.name for rule in every if rule.name and not any(re.fullmatch(rule.pattern, theirs) for theirs in weights)
