@@ -31,7 +31,7 @@ LARGEST_EXTENT = 1 << 62
 TENSOR = 10
 """Steps that a tensor counts for: it takes more memory than other objects."""
 
-DAMAGED = "It is cut short or damaged: download it again."
+DAMAGED = "It is cut short, damaged or no file of weights: download it again."
 HOSTILE = "Don't use this file; get it from where it was published."
 
 

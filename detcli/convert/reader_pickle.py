@@ -66,7 +66,7 @@ class Unpickler:
             ValueError,
             struct.error,
         ) as error:
-            raise Unreadable(f"it makes no sense at byte {self.position - start} of a pickle") from error
+            raise Unreadable(f"as a pickle, it makes no sense at byte {self.position - start}") from error
         _check_nesting(value)
         return value
 

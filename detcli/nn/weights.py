@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from detcli.convert.reader import read
 from detcli.download import fetch
 from detcli.errors import DetcliError
 
@@ -83,23 +79,9 @@ def _is_unused(key: str, backbone: nn.Module) -> bool:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a weights file, those under "state_dict" where it has that."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Only zip archives, which PyTorch writes since 1.6, can be mapped into memory.
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    weights = read(path)
+    if isinstance(weights, dict):
         weights = weights.get("state_dict", weights)
-        if not all(isinstance(value, Tensor) for value in weights.values()):
-            raise ValueError("it holds more than tensors")
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        UnpicklingError,
-        SafetensorError,
-    ) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DetcliError(f"{path} can't be read as weights: {reason}") from error
-    return dict(weights)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DetcliError(f"{path} can't be read as weights: it holds more than tensors. See `detcli convert --help`.")
+    return weights

@@ -334,20 +334,21 @@ def test_places_in_the_memo_take_no_memory(tmp_path):
 @pytest.mark.parametrize(
     "operations",
     [
-        b")" + b"\x85" * 200_000,
-        b"(" * 400_000 + b"t" * 400_000,
-        b"]" * 200_000 + b"a" * 199_999,
-        b")" + b"\x85" * 200_000 + b"q\x00}h\x00K\x01s",
+        b")" + b"\x85" * 50_000,
+        b"(" * 50_000 + b"t" * 50_000,
+        b"]" * 50_000 + b"a" * 49_999,
+        b"]q\x000" + b"]h\x00aq\x000" * 50_000 + b"h\x00",
+        b")" + b"\x85" * 50_000 + b"q\x00}h\x00K\x01s",
         b"]q\x00h\x00a",
         b"}q\x00K\x01h\x00s",
         b")" + b"2\x86" * 60,
         b")" + b"2\x86" * 60 + b"q\x00}h\x00K\x01s",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_nesting(tmp_path, operations):
     """Deeper than functions may call themselves, within itself, or 2^60 objects when written out or hashed."""
-    refused(write(tmp_path, operations), r"a\.pkl can't be read as weights")
+    refused(write(tmp_path, operations), "its containers hold themselves|is neither a text nor a number")
 
 
 def test_work_beyond_the_size_of_the_file(tmp_path):
