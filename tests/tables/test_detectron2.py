@@ -27,6 +27,7 @@ from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import IGNORED, NEGATIVE, max_iou
 from detcli.nn.box_coders import DeltaBoxCoder
 from detcli.nn.boxes import pairwise_iou
+from detcli.nn.keypoint_head import find_keypoints, keypoint_places
 from detcli.nn.losses import focal, smooth_l1
 from detcli.nn.masks import paste_masks
 from detcli.nn.postprocess import batched_nms
@@ -51,8 +52,6 @@ class Missing(NamedTuple):
 MISSING = [
     # detcli learns masks from bitmaps, so `crop_masks` is what the polygons' way would stand beside.
     Missing("roi_masks_keypoints.rasterize", "rasteri[sz]e", "detcli/nn plugins"),
-    Missing("roi_masks_keypoints.kp_heatmap", "heat_?map|keypoint_targets"),
-    Missing("roi_masks_keypoints.heatmaps_to_keypoints", "heat_?map|keypoint_targets"),
     # Where pictures become smaller, Detectron2 smooths them (PIL); detcli resizes as MMDetection does (OpenCV).
     Missing(
         "transforms.resize_pixels of smaller pictures", "antialias|^pil$|pillow|smooth", "detcli/data/transforms.py"
@@ -69,6 +68,8 @@ TESTED = {
     "boxes.pairwise_iou_src_dst",
     "boxes.sigmoid_focal",
     "boxes.smooth_l1",
+    "roi_masks_keypoints.heatmaps_to_keypoints",
+    "roi_masks_keypoints.kp_heatmap",
     "roi_masks_keypoints.masks",
     "roi_masks_keypoints.roi_align",
     "solver.param_groups",
@@ -220,6 +221,21 @@ def test_paste():
     assert masks.flatten(1).sum(1).tolist() == table["areas"]
     runs = mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy()))
     assert [item["counts"].decode() for item in runs] == table["rle"]
+
+
+def test_places_of_keypoints():
+    table = MASKS["kp_heatmap"]
+    index, valid = keypoint_places(torch.tensor(table["keypoints"]), torch.tensor(table["boxes"]), table["size"])
+    assert valid.long().tolist() == table["valid"]
+    assert (index * valid).tolist() == table["index"]
+
+
+def test_keypoints_of_heat_maps():
+    table = MASKS["heatmaps_to_keypoints"]
+    expected = torch.tensor(table["out_x_y_logit_prob"])
+    found = find_keypoints(torch.tensor(table["maps"]), torch.tensor(table["boxes"]))
+    close(found[..., :2], expected[..., :2], absolute=1e-6)
+    close(found[..., 2], expected[..., 3])
 
 
 @pytest.mark.parametrize("row", TRANSFORMS["resize_shortest_edge"], ids=lambda row: "{}x{} to {}, {}".format(*row))
