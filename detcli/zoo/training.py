@@ -222,7 +222,8 @@ def _backbone(recipe: Recipe, row: Row) -> str:
     chosen = recipe.backbone or DEFAULT_BACKBONE
     own = chosen if isinstance(chosen, str) else chosen["name"]
     style = own.partition("_")[2]
-    if (row.style == "caffe") != (style in ("caffe", "detectron")):
+    # All of Detectron's backbones have their own pixel mean, whatever their style.
+    if style != row.source and (row.style == "caffe") != (style in ("caffe", "detectron")):
         style = "caffe" if row.style == "caffe" else ""
     wanted = f"{row.backbone}_{style}" if style else row.backbone
     return "" if wanted == own else wanted
