@@ -71,7 +71,7 @@ def recognises(content: Any, path: Path) -> bool:
 def unwrap(content: Any) -> Unwrapped:
     """Return the blobs of a checkpoint; its meta has `box_weights` (what dx, dy, dw, dh were divided by), where known.
 
-    Raises `DetcliError` for blobs that are no tensors, or in a place that is not known.
+    Raises `DetcliError` for blobs that are no tensors, and for tensors in a place that is not known.
     """
     blobs = only_tensors(_blobs(content), "a checkpoint of Detectron")
     if blobs.keys() == content.keys():

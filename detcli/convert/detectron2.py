@@ -56,7 +56,7 @@ def recognises(content: Any, path: Path) -> bool:
 def unwrap(content: Any) -> Unwrapped:
     """Return the weights of a checkpoint, shortened names completed.
 
-    Raises `DetcliError` for weights that are no tensors, or in a place that is not known.
+    Raises `DetcliError` for weights that are no tensors, and for tensors in a place that is not known.
     """
     if "model" not in content:
         return Unwrapped(only_tensors(content, "a checkpoint of Detectron2"))

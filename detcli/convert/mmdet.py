@@ -60,7 +60,7 @@ def recognises(content: Any, path: Path) -> bool:
 def unwrap(content: Any) -> Unwrapped:
     """Return the weights of a checkpoint; its meta are `classes`, `config` (text), `name` and `version`, where known.
 
-    Raises `DetcliError` for weights that are no tensors, or in a place that is not known.
+    Raises `DetcliError` for weights that are no tensors, and for tensors in a place that is not known.
     """
     tensors = only_tensors(content["state_dict"], "a checkpoint of MMDetection")
     if tensors and all(name.startswith("module.") for name in tensors):

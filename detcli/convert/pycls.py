@@ -28,7 +28,7 @@ def recognises(content: Any, path: Path) -> bool:
 def unwrap(content: Any) -> Unwrapped:
     """Return the weights of a file.
 
-    Raises `DetcliError` for weights that are no tensors, or in a place that is not known.
+    Raises `DetcliError` for weights that are no tensors, and for tensors in a place that is not known.
     """
     weights = only_tensors(content["model_state"], "a file of pycls")
     return Unwrapped(weights, {}, left_out(content, ("model_state",), REASONS, "pycls"))

@@ -186,15 +186,30 @@ def is_weights(value: Any) -> bool:
 def left_out(content: Mapping[Any, Any], used: Sequence[str], reasons: Mapping[str, str], origin: str) -> list[Entry]:
     """Return an entry for what a file has beside what is `used`, with the reason of each.
 
-    Raises `DetcliError` for weights that are there without a reason to leave them out.
+    Raises `DetcliError` for tensors that are there without a reason to leave them out.
     """
     rest = {str(key): value for key, value in content.items() if key not in used}
-    strange = [
-        key for key, value in rest.items() if key not in reasons and (isinstance(value, Tensor) or is_weights(value))
-    ]
+    strange = [key for key, value in rest.items() if key not in reasons and _has_tensors(value)]
     if strange:
-        raise DetcliError(f"a file of {origin} has weights in a place that is not known: {listed(strange)}.")
+        raise DetcliError(
+            f"a file of {origin} has tensors under {', '.join(strange)}, and no rule says what becomes of them: if "
+            "they are not of the model, save the file without them."
+        )
     return [Entry(key, None, why=reasons.get(key, "it holds no weights")) for key in rest]
+
+
+def _has_tensors(value: Any) -> bool:
+    """Return whether there is a tensor at any depth of dicts, lists and tuples."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            return True
+        # What is in several places is looked at once, however often it is named.
+        if id(item) not in seen and isinstance(item, Mapping | list | tuple):
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, Mapping) else item
+    return False
 
 
 def background_last(tensor: Tensor, anchors: int = 1) -> Tensor:

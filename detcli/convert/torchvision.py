@@ -51,7 +51,6 @@ REASONS = {
     "optimizer": "the state of the optimiser, for training to go on there",
     "lr_scheduler": "the state of the schedule, for training to go on there",
     "scaler": "the state of the loss's scale, for training to go on there",
-    "model_ema": "the moving average, which torchvision's own evaluation does not take",
 }
 
 COUNT = Rule(r"(.*)\.num_batches_tracked", None, why="frozen batch norms do not count")
@@ -185,7 +184,7 @@ def recognises(content: Any, path: Path) -> bool:
 def unwrap(content: Any) -> Unwrapped:
     """Return the weights of a file, and of a checkpoint of torchvision's reference training.
 
-    Raises `DetcliError` for weights that are no tensors, or in a place that is not known.
+    Raises `DetcliError` for weights that are no tensors, and for tensors in a place that is not known.
     """
     if "model" not in content:
         return Unwrapped(only_tensors(content, "a file of torchvision"))

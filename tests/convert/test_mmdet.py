@@ -150,5 +150,5 @@ def test_other_content_is_refused():
         assert not legacy_v1.recognises(content, PTH)
     with pytest.raises(DetcliError, match="a is int, not a tensor"):
         mmdet.unwrap({"state_dict": {"a": 3}})
-    with pytest.raises(DetcliError, match="weights in a place that is not known: teacher"):
+    with pytest.raises(DetcliError, match="tensors under teacher"):
         mmdet.unwrap({"state_dict": RETINANET, "teacher": RETINANET})

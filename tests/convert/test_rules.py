@@ -95,6 +95,10 @@ def test_weights_are_tensors_by_name():
 def test_what_is_left_out_has_a_reason_and_weights_are_not_left_out_silently():
     entries = left_out({"used": 1, "optimizer": {"a": ONE}, "epoch": 3}, ("used",), {"optimizer": "its state"}, "it")
     assert entries == [Entry("optimizer", None, why="its state"), Entry("epoch", None, why="it holds no weights")]
-    for value in (ONE, {"a": ONE}):
-        with pytest.raises(DetcliError, match="weights in a place that is not known: strange"):
-            left_out({"strange": value}, (), {}, "it")
+    twice = [{}]
+    for _ in range(60):
+        twice = [twice, twice]
+    assert left_out({"log": twice}, (), {}, "it") == [Entry("log", None, why="it holds no weights")]
+    for value in (ONE, {"a": ONE}, {"model": [(1, {"a": ONE})]}):
+        with pytest.raises(DetcliError, match="a file of X has tensors under strange, and no rule says"):
+            left_out({"strange": value}, (), {}, "X")
