@@ -83,6 +83,8 @@ def _normal_model(whole: Group, legacy: bool | None) -> dict[str, Any]:
         # In 3.x the ones outside are the training loops.
         if model.get(key) is None:
             model[key] = whole.values.get(key)
+    if isinstance(model.get("backbone"), Mapping) and model.get("pretrained"):
+        model["backbone"] = {"pretrained": model["pretrained"], **model["backbone"]}
     if legacy is None:
         heads = [head for head in (model.get("rpn_head"), model.get("bbox_head")) if isinstance(head, Mapping)]
         flat = any(key in head for head in heads for key in ("anchor_strides", "anchor_ratios", "target_means"))

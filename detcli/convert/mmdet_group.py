@@ -7,6 +7,9 @@ from typing import Any
 
 from detcli.errors import DetcliError
 
+LARGEST = 2**31 - 1
+"""The largest number of anything that a config is believed."""
+
 
 class Group:
     """A dict of a config that is read key by key.
@@ -57,15 +60,17 @@ class Group:
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number."""
         value = self.take(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not _is_number(value):
             raise self.wrong(key, "a number")
         return float(value)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Return a whole number."""
+    def integer(self, key: str, default: int | None = None, least: int = 0, most: int = LARGEST) -> int:
+        """Return a whole number from `least` to `most`."""
         value = self.take(key, default)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if type(value) is not int:
             raise self.wrong(key, "a whole number")
+        if not least <= value <= most:
+            raise self.wrong(key, f"a number from {least} to {most}")
         return value
 
     def flag(self, key: str, default: bool | None = None) -> bool:
@@ -85,14 +90,14 @@ class Group:
     def numbers(self, key: str, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
         """Return numbers."""
         value = self.take(key, default)
-        if not isinstance(value, list | tuple) or not all(type(item) in (int, float) for item in value):
+        if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
             raise self.wrong(key, "a list of numbers")
         return tuple(float(item) for item in value)
 
     def integers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Return whole numbers."""
         value = self.take(key, default)
-        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+        if not isinstance(value, list | tuple) or not all(type(item) is int and _is_number(item) for item in value):
             raise self.wrong(key, "a list of whole numbers")
         return tuple(value)
 
@@ -131,3 +136,7 @@ class Group:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST

@@ -66,12 +66,17 @@ def _norm_kind(settings: Group) -> str:
 def _resnet(group: Group) -> dict[str, Any]:
     """Return ResNet and ResNeXt by the name of a backbone here that has the same weights' shapes and input."""
     settings = group.group("norm_cfg") if group.has("norm_cfg") else Group({"type": "BN"}, group.place("norm_cfg"))
-    frozen = group.integer("frozen_stages", -1)
+    frozen = group.integer("frozen_stages", -1, least=-1)
     if frozen == 0:  # the stem alone
         raise group.unsupported("frozen_stages")
+    num_stages = group.integer("num_stages", 4, least=1, most=4)
     out_stages = tuple(index + 1 for index in group.integers("out_indices", (0, 1, 2, 3)))
-    if max(out_stages, default=0) != group.integer("num_stages", 4):
-        raise group.unsupported("num_stages")
+    if not set(out_stages) <= {1, 2, 3, 4} or max(out_stages, default=0) != num_stages:
+        raise group.unsupported("num_stages" if max(out_stages, default=0) > num_stages else "out_indices")
+    strides = group.integers("strides", (1, 2, 2, 2))
+    dilations = group.integers("dilations", (1, 1, 1, 1))
+    if min(len(strides), len(dilations)) < num_stages:
+        raise group.wrong("strides", f"a list of {num_stages} numbers")
     wide = group.kind == "ResNeXt"
     group.expect("in_channels", 3)
     group.expect("stem_channels", None, 64)
@@ -88,18 +93,19 @@ def _resnet(group: Group) -> dict[str, Any]:
     args = {
         "depth": group.integer("depth"),
         "style": group.text("style", "pytorch"),
-        "groups": group.integer("groups", 1) if wide else 1,
-        "width_per_group": group.integer("base_width", 4) if wide else 64,
+        "groups": group.integer("groups", 1, least=1) if wide else 1,
+        "width_per_group": group.integer("base_width", 4, least=1) if wide else 64,
         "norm": _norm_kind(settings),
         "norm_trained": settings.flag("requires_grad", True),
         "norm_eps": settings.number("eps", 1e-5),
         "norm_eval": group.flag("norm_eval", True),
         "frozen_stages": max(frozen, 0),
         "out_stages": out_stages,
-        "strides": group.integers("strides", (1, 2, 2, 2)),
-        "dilations": group.integers("dilations", (1, 1, 1, 1)),
+        "strides": strides,
+        "dilations": dilations,
     }
-    checkpoint = group.take("pretrained") or (group.take("init_cfg") or {}).get("checkpoint")
+    init = group.take("init_cfg")
+    checkpoint = group.take("pretrained") or (init.get("checkpoint") if isinstance(init, Mapping) else "")
     return {"name": _backbone_name(args, str(checkpoint)), **args}
 
 
@@ -137,7 +143,8 @@ def _fpn(group: Group) -> dict[str, Any]:
         extra = "on_input" if on_inputs else "on_output"
     if extra not in (False, "on_input", "on_lateral", "on_output"):
         raise group.unsupported("add_extra_convs")
-    group.expect("end_level", -1, len(group.integers("in_channels")) - 1)
+    levels = len(group.integers("in_channels"))
+    group.expect("end_level", -1, levels - 1)
     group.expect("no_norm_on_lateral", False)
     group.expect("conv_cfg", None)
     group.expect("act_cfg", None)
@@ -147,8 +154,8 @@ def _fpn(group: Group) -> dict[str, Any]:
     return {
         "name": "fpn",
         "out_channels": group.integer("out_channels"),
-        "num_outs": group.integer("num_outs"),
-        "start_level": group.integer("start_level", 0),
+        "num_outs": group.integer("num_outs", least=1, most=16),
+        "start_level": group.integer("start_level", 0, most=levels - 1),
         "extra": extra or "pool",
         "relu_before_extra": group.flag("relu_before_extra_convs", False),
         "norm": norm(group),
@@ -196,7 +203,7 @@ def anchors(head: Group, strides: Strides) -> Anchors:
     base, steps = None, 1
     if group.has("octave_base_scale"):
         group.expect("scales", None)
-        base, steps = group.number("octave_base_scale"), group.integer("scales_per_octave", 1)
+        base, steps = group.number("octave_base_scale"), group.integer("scales_per_octave", 1, least=1, most=64)
         scales = tuple(base * 2 ** (step / steps) for step in range(steps))
     else:
         group.expect("scales_per_octave", None)
@@ -333,7 +340,7 @@ def no_sampler(train: Group) -> None:
 
 def anchor_border(train: Group) -> int | None:
     """Return how many pixels a trained anchor may reach beyond its image; None: any number."""
-    border = train.integer("allowed_border", -1)
+    border = train.integer("allowed_border", -1, least=-1)
     return border if border >= 0 else None
 
 
@@ -352,7 +359,7 @@ def selection(test: Group) -> dict[str, Any]:
     test.expect("min_bbox_size", 0)
     return {
         "score_threshold": test.number("score_thr"),
-        "nms_pre": test.integer("nms_pre"),
+        "nms_pre": test.integer("nms_pre", least=1),
         "nms_threshold": nms_threshold(test),
         "max_per_image": test.integer("max_per_img"),
     }
@@ -440,7 +447,7 @@ def proposals(group: Group) -> Proposals:
     if group.integer("nms_post", count) < count:
         raise group.unsupported("nms_post")
     threshold = group.number("nms_thr") if "nms_thr" in group.values else nms_threshold(group)
-    return Proposals(group.integer("nms_pre"), threshold, count)
+    return Proposals(group.integer("nms_pre", least=1), threshold, count)
 
 
 def roi_extractor(head: Group, key: str, strides: Strides) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _regress_limits(head: Group) -> tuple[float, ...]:
     ranges = head.take("regress_ranges", RANGES)
     try:
         lows, highs = zip(*((float(low), float(high)) for low, high in ranges), strict=True)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise head.wrong("regress_ranges", "a list of pairs of numbers") from None
     if lows[1:] != highs[:-1] or lows[0] > 0 or highs[-1] < 1e5:
         raise head.unsupported("regress_ranges")

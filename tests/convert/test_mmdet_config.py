@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -491,6 +492,15 @@ def test_version_1_says_the_same_as_its_legacy_form_in_version_2(method):
     assert ours.sched == theirs.sched.model_copy(update={"warmup_ratio": 1 / 3})
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "name"),
+    [("open-mmlab://resnet50_caffe", "r50_detectron"), ("open-mmlab://detectron2/x", "r50_caffe")],
+)
+def test_weights_that_a_model_started_from_name_its_backbone(pretrained, name):
+    text = V1_RETINANET.replace("torchvision://resnet50", pretrained).replace("style='pytorch'", "style='caffe'")
+    assert loaded(parse(text)).model["backbone"]["name"] == name
+
+
 def test_legacy_can_be_said():
     """The first configs of 2.x have the form of 1.x, and what they say is of 2.x."""
     text = V1_RETINANET.replace("num_classes=81", "num_classes=80")
@@ -549,6 +559,8 @@ UNSUPPORTED = [
     ("backbone.avg_down", True, "model.backbone.avg_down"),
     ("backbone.frozen_stages", 0, "model.backbone.frozen_stages to 0"),
     ("backbone.num_stages", 3, "model.backbone.num_stages to 3"),
+    ("backbone.out_indices", [0, 1], "model.backbone.out_indices to [0, 1]"),
+    ("neck.num_outs", 10**9, "model.neck.num_outs to 1000000000, which is not a number from 1 to 16"),
     ("backbone.depth", "50", "model.backbone.depth to '50', which is not a whole number"),
     ("backbone.norm_cfg.type", "IN", "model.backbone.norm_cfg.type to 'IN'"),
     ("neck", {"type": "PAFPN"}, "a neck of type 'PAFPN'"),
@@ -606,6 +618,36 @@ def test_heads_of_other_papers_are_named(head):
     config["model"]["bbox_head"]["type"] = head
     with pytest.raises(DetcliError, match=f"a head of type '{head}', which is not supported"):
         translate(config)
+
+
+JUNK = [None, 3, -1, 0, 2.5, "x", "", True, [], {}, [1], [[1, 2]], [None], [{}], {1: 2}, {"type": "FPN"}, {"type": 3}]
+JUNK += [float("inf"), 10**30, {"type": None}]
+
+
+def everything(tree, path=()):
+    """Yield the paths of all that is in a config."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from everything(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["fcos/fcos_r50_caffe_fpn_gn-head_1x_coco", *ARTICLES.values()])
+def test_nonsense_is_an_error_in_one_line(name):
+    config = config_of(name)
+    random = Random(0)
+    paths = list(everything(config))
+    messages = []
+    for _ in range(400):
+        changed = copy.deepcopy(config)
+        path = random.choice(paths)
+        at(changed, path[:-1])[path[-1]] = random.choice(JUNK)
+        try:
+            loaded(changed, notes=messages)
+        except DetcliError as error:
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert not [message for message in messages if "\n" in message]
 
 
 @pytest.mark.parametrize("config", [{}, {"model": 3}, {"model": {}}, {"model": {"type": "DETR"}, "data": []}])
