@@ -26,8 +26,18 @@ def _resnext(groups: int, width: int, weights: str, config: Any = (), **args: An
     return _resnet(101, OPENMMLAB + weights, summary, config, groups=groups, width_per_group=width, **args)
 
 
+def _detectron_resnext(groups: int, width: int) -> Part:
+    summary = f"ResNeXt-101 {groups}x{width}d of Detectron: frozen norms, BGR input"
+    args = {"groups": groups, "width_per_group": width, "norm_trained": False}
+    return _resnet(101, None, summary, DETECTRON_INPUT, **args)
+
+
 def _epochs(length: int, drops: list[int]) -> dict[str, Any]:
     return {"sched": {"unit": "epoch", "length": length, "drops": drops}}
+
+
+def _iterations(length: int, drops: list[int]) -> dict[str, Any]:
+    return {"sched": {"unit": "iter", "length": length, "drops": drops}}
 
 
 plugin = Plugin(
@@ -53,6 +63,8 @@ plugin = Plugin(
             {"input": {"mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395], "channels": "bgr"}},
             norm_trained=False,
         ),
+        "x101_32x8d_detectron": _detectron_resnext(32, 8),
+        "x101_64x4d_detectron": _detectron_resnext(64, 4),
     },
     necks={"fpn": Part("detcli.nn.fpn:fpn", summary="feature pyramid, with every kind of extra level")},
     roi_extractors={
@@ -76,9 +88,11 @@ plugin = Plugin(
         "pycocotools": Part(
             "detcli.eval.coco:coco", {"backend": "pycocotools"}, summary="COCO's figures, by pycocotools; the same"
         ),
+        "panoptic": Part("detcli.eval.panoptic:panoptic", summary="panoptic quality of things and stuff"),
     },
     datasets={
-        "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded")
+        "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded"),
+        "yolo": Part("detcli.data.yolo:yolo", summary="a YOLO folder: data.yaml, and a text file a picture"),
     },
     schedules={
         "1x": _epochs(12, [8, 11]),
@@ -86,6 +100,12 @@ plugin = Plugin(
         "3x": _epochs(36, [27, 33]),
         "s1x": _epochs(17, [11, 15]),
         "20e": _epochs(20, [16, 19]),
+        "90k": _iterations(90_000, [60_000, 80_000]),
+        "130k": _iterations(130_000, [100_000, 120_000]),
+        "180k": _iterations(180_000, [120_000, 160_000]),
+        "260k": _iterations(260_000, [200_000, 240_000]),
+        "270k": _iterations(270_000, [210_000, 250_000]),
+        "360k": _iterations(360_000, [240_000, 320_000]),
         "demo": {
             "weights": "none",
             "sched": {

@@ -9,11 +9,13 @@ import sys
 from importlib.resources import files
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detcli.config import resolve
 from detcli.convert.rules import Rule
+from detcli.data.panoptic import encode_ids
 from detcli.errors import DetcliError, unknown
 from detcli.eval.evaluator import MAIN, measure, tasks_of
 from detcli.nn.detector import Detector
@@ -154,15 +156,24 @@ def _check_backbone(name: str) -> None:
 def _check_evaluator(name: str) -> None:
     """Hold an evaluator to the figures of nothing found, of each task that it says it measures."""
     _require(tasks_of(name), f"evaluator {name!r} must take `task`, a Literal of the tasks that it measures.")
-    square = {"bbox": [10, 10, 40, 40], "area": 1600, "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]}
-    truth = {
-        "images": [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, **square}],
-        "categories": [{"id": 1, "name": "square"}],
+    square = {
+        "bbox": [10, 10, 40, 40],
+        "area": 1600,
+        "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]],
+        "keypoints": [30, 30, 2],
     }
+    searched: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH, **searched}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, **square}],
+        "categories": [{"id": 1, "name": "square", "keypoints": ["centre"], "frequency": "f"}],
+    }
+    segments = encode_ids(np.pad(np.ones((40, 40), np.int64), ((10, HEIGHT - 50), (10, WIDTH - 50))))
+    cut = {"image_id": 1, "segments_info": [{"id": 1, "category_id": 1, "iscrowd": 0}], "png": segments}
+    of_task = {"panoptic": truth | {"annotations": [cut], "categories": [{"id": 1, "name": "square", "isthing": 1}]}}
     for task in tasks_of(name):
         _require(task in MAIN, f"evaluator {name!r}: {task!r} is no task; there is {', '.join(MAIN)}.")
-        figures = measure(name, task, truth, []).metrics
+        figures = measure(name, task, of_task.get(task, truth), []).metrics
         _require(figures.get(MAIN[task]) == 0, f"evaluator {name!r}: {MAIN[task]} of nothing found must be 0.")
 
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol, get_args
 from detcli import registry
 from detcli.signature import read
 
-MAIN = {"box": "box_AP", "mask": "mask_AP", "proposal": "prop_AR"}
+MAIN = {"box": "box_AP", "mask": "mask_AP", "keypoint": "keypoint_AP", "panoptic": "PQ", "proposal": "prop_AR"}
 """The figure of each task that runs are compared by. Figures are named after their task: ``mask_AP50``."""
 
-STANDARD = {"box": "faster", "mask": "faster", "proposal": "faster"}
+STANDARD = {"box": "faster", "mask": "faster", "keypoint": "faster", "panoptic": "panoptic", "proposal": "faster"}
 """The evaluator of each task where the chosen one does not measure it."""
 
 
@@ -33,6 +33,8 @@ class Evaluator(Protocol):
 
     def __call__(self, ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Result:
         """Return the figures of `results` (COCO results) on `ground_truth` (a COCO dict); neither is changed.
+
+        For the task "panoptic", both are COCO's panoptic ones, each picture with the bytes of its PNG file under "png".
 
         Images and categories of the ground truth have what else the dataset says of them, as LVIS' ``frequency``.
         Raises `DetcliError` where they don't suffice.
