@@ -1,19 +1,21 @@
-"""``detcli data``: check, stats, show, synth."""
+"""``detcli data``: check, stats, show, convert, synth."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from detcli.cli import options
 
-app = typer.Typer(help="Look at data, check them, and write the built-in ones to a folder.", no_args_is_help=True)
+app = typer.Typer(help="Look at data, check them, and write them in other formats.", no_args_is_help=True)
 
 Source = Annotated[
     str,
-    typer.Argument(help="A folder, a COCO JSON file, or a dataset: see `detcli list datasets`.", metavar="SOURCE"),
+    typer.Argument(
+        help="A folder (COCO, VOC, YOLO), a COCO JSON file, or a dataset: see `detcli list datasets`.", metavar="SOURCE"
+    ),
 ]
 Split = Annotated[str, typer.Option(help="train or val.")]
 
@@ -98,6 +100,36 @@ def show(
         raise unknown("split", split, ["train", "val"])
     files = write_annotated(DataConfig(source=source, images=images), split, out, count)
     typer.echo(f"{out}: {len(files) - 1} annotated pictures, and all of them in {files[-1].name}")
+
+
+@app.command()
+def convert(
+    form: Annotated[
+        Literal["coco", "voc", "yolo", "cityscapes"], typer.Argument(help="What the data are.", metavar="FORMAT")
+    ],
+    root: Annotated[Path, typer.Argument(help="Their folder, or a COCO JSON file.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
+    to: Annotated[Literal["coco", "yolo"], typer.Option(help="What they become.")] = "coco",
+) -> None:
+    """Write data of one format as a folder of another; pictures are linked to, not copied, where that can be.
+
+    FORMAT is coco, voc, yolo or cityscapes.
+
+    detcli data convert voc VOCdevkit voc_coco
+
+    detcli data convert coco my_data my_yolo --to yolo
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detcli.data.export import convert as run
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("converting", total=None)
+        left_out = run(form, root, out, to, lambda done, total: progress.update(task, completed=done, total=total))
+    typer.echo(f"{out}: written. Check it with `detcli data check {out}`, train with `--data {out}`.")
+    if left_out:
+        typer.echo(f"note: {left_out} crowd regions (difficult objects) are left out: YOLO can't hold them")
 
 
 @app.command()

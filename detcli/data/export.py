@@ -1,21 +1,35 @@
-"""Writes pictures out: a dataset as a COCO folder, or its pictures with annotations drawn on them."""
+"""Writes pictures out: a dataset as a COCO or YOLO folder, or its pictures with annotations drawn on them."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from detcli.config import DataConfig
-from detcli.data.annotations import Source
+from detcli.data.annotations import Annotations, Source
+from detcli.data.cityscapes import cityscapes_to_coco
+from detcli.data.coco import CocoSource, Split, from_coco, locate, read_coco
 from detcli.data.dataset import DetectionDataset
 from detcli.data.images import Pixels
 from detcli.data.shapes import STUFF, THINGS, Shapes
 from detcli.data.sources import match_classes, open_source
-from detcli.errors import DetcliError
+from detcli.data.voc import voc
+from detcli.data.yolo import yolo
+from detcli.errors import DetcliError, UsageError
+
+Form = Literal["coco", "voc", "yolo", "cityscapes"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+BOTH = "_"
+"""What stands between the names of splits that have the same pictures."""
+
+QUOTE = "'"
 
 LEAST_SIDE = 320
 """Pictures are enlarged to this shorter side before names are drawn on them."""
@@ -45,6 +59,91 @@ def write_shapes(splits: dict[str, Shapes], folder: Path, advance: Callable[[int
         ground_truth = dataset.ground_truth()
         ground_truth["stuff"] = [{"label": label, "name": name} for label, name in enumerate(STUFF, len(THINGS))]
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(ground_truth))
+
+
+def convert(form: Form, root: Path, out: Path, to: Literal["coco", "yolo"], advance: Callable[[int, int], None]) -> int:
+    """Write the data in the folder (or COCO JSON file) `root`, of format `form`, as a COCO or YOLO folder.
+
+    Returns how many crowd regions were left out, since YOLO can't hold them. `advance(done, total)` is called after
+    each picture. Raises `DetcliError` where the data are not of that format, and as `write_coco` and `write_yolo` do.
+    """
+    _claim(out)
+    splits = _splits(form, root, advance)
+    if to == "yolo":
+        return write_yolo(splits, out, advance)
+    write_coco(splits, out, advance)
+    return 0
+
+
+def _splits(form: Form, root: Path, advance: Callable[[int, int], None]) -> dict[str, CocoSource]:
+    """Return the splits of a dataset; data that have one for both are ``train_val``."""
+    if not root.exists():
+        raise UsageError(f"there is no file or folder {root}.")
+    if form == "coco":
+        located = {split: locate(root, split) for split in SPLITS}
+        if located["train"].path == located["val"].path:
+            return {BOTH.join(SPLITS): read_coco(located["train"])}
+        return {split: read_coco(found) for split, found in located.items()}
+    if form == "cityscapes":
+        return {
+            split: from_coco(cityscapes_to_coco(root, split, advance), f"{root} ({split})", root) for split in SPLITS
+        }
+    reader = voc if form == "voc" else yolo
+    return {split: reader(split=split, root=str(root)) for split in SPLITS}
+
+
+def write_coco(splits: dict[str, CocoSource], folder: Path, advance: Callable[[int, int], None]) -> None:
+    """Write datasets as a COCO folder: annotations/instances_<split>.json, and the pictures where they were below
+    theirs.
+
+    Pictures are linked to, or copied where that can't be. Raises `DetcliError` when `folder` already holds something,
+    or a picture is not there.
+    """
+    _claim(folder)
+    (folder / "annotations").mkdir(parents=True)
+    for split, source in splits.items():
+        total = len(source.image_ids)
+        for index in range(total):
+            _link(source.path(index), folder / source.file_name(index))
+            advance(index + 1, total)
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(_whole(source).ground_truth()), encoding="utf-8")
+
+
+def write_yolo(splits: dict[str, CocoSource], folder: Path, advance: Callable[[int, int], None]) -> int:
+    """Write the boxes of datasets as a YOLO folder; return how many crowd regions, which it can't hold, were left out.
+
+    ``images/<split>/``, ``labels/<split>/`` and data.yaml; classes are numbered in order of their category ids.
+    Pictures are linked to, or copied where that can't be. Raises `DetcliError` when `folder` already holds something,
+    a picture is not there, two of a split have the same name, or the splits have different classes.
+    """
+    first, *others = splits.values()
+    names = [category.name for category in first.categories]
+    for other in others:
+        if [category.name for category in other.categories] != names:
+            raise DetcliError(f"{first.name} and {other.name} have different classes: YOLO has one list for both.")
+    _claim(folder)
+    crowds = 0
+    for split, source in splits.items():
+        pictures, labels = folder / "images" / split, folder / "labels" / split
+        labels.mkdir(parents=True)
+        total = len(source.image_ids)
+        for index in range(total):
+            path = source.path(index)
+            label = labels / f"{path.stem}.txt"
+            if label.exists():
+                raise DetcliError(
+                    f"two pictures of {source.name} are called {path.stem}: a YOLO folder can't have both."
+                )
+            _link(path, pictures / path.name)
+            annotations = source.annotations(index)
+            crowds += int(annotations.crowd.sum())
+            label.write_text(_yolo_lines(annotations), encoding="utf-8")
+            advance(index + 1, total)
+    listed = "".join(f"  {number}: '{name.replace(QUOTE, 2 * QUOTE)}'\n" for number, name in enumerate(names))
+    places = "".join(f"{split}: images/{place}\n" for place in splits for split in place.split(BOTH))
+    (folder / "data.yaml").write_text(f"{places}names:\n{listed}", encoding="utf-8")
+    return crowds
 
 
 def write_annotated(config: DataConfig, split: str, folder: Path, count: int) -> list[Path]:
@@ -79,6 +178,29 @@ def _whole(source: Source) -> DetectionDataset:
     classes, labels = match_classes(source, None)
     indices = np.arange(len(source.image_ids))
     return DetectionDataset(source, classes, labels, [], indices=indices, masks=source.has_masks)
+
+
+def _yolo_lines(annotations: Annotations) -> str:
+    """Return the boxes of a picture, but crowd regions: label, and centre and size in shares of the picture's size."""
+    kept = ~annotations.crowd
+    xywh = annotations.xywh[kept]
+    size = np.array(annotations.size[::-1] * 2)
+    shares = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], axis=1) / size
+    return "".join(
+        f"{label} {' '.join(f'{value:.10g}' for value in box)}\n"
+        for label, box in zip(annotations.categories[kept].tolist(), shares.tolist(), strict=True)
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let `target` be the same file as `source`, or a copy of it on another file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise DetcliError(f"the picture {source} is missing. Restore it, or take it out of the data.") from None
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _claim(folder: Path) -> None:

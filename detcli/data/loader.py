@@ -113,8 +113,9 @@ class BatchOrder:
         if (counts < repeats).any():
             counts += generator.random(len(group)) < repeats - counts
         times = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        drawn: NDArray[np.intp] = np.stack([np.repeat(group, counts), times], axis=1)
-        return drawn[generator.permutation(np.arange(len(times)))]
+        order = generator.permutation(np.arange(len(times)))
+        drawn: NDArray[np.intp] = np.stack([np.repeat(group, counts), times], axis=1)[order]
+        return drawn
 
     def _sample_seed(self, index: int, time: int) -> int:
         key = (self.seed, self.epoch, index, time) if time else (self.seed, self.epoch, index)

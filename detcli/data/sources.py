@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from numpy.typing import NDArray
 
 from detcli import registry
 from detcli.config import DataConfig
-from detcli.data.annotations import Source
+from detcli.data.annotations import PanopticData, Source
+from detcli.data.cityscapes import is_cityscapes
 from detcli.data.coco import CocoSource, Located, Split, locate, missing_files, read_coco
+from detcli.data.panoptic import is_panoptic, panoptic_beside, read_panoptic
 from detcli.data.proposals import Proposals, read_proposals
+from detcli.data.voc import is_voc
+from detcli.data.yolo import is_yolo
 from detcli.errors import DetcliError, UsageError, unknown
 from detcli.structures import ClassMap
+
+FOLDERS = {"voc": is_voc, "yolo": is_yolo}
+"""The datasets that a folder is opened as, and what recognises one; any other folder is COCO's."""
 
 
 def find_source(config: DataConfig, split: Split) -> Source | Located:
@@ -39,13 +47,33 @@ def find_source(config: DataConfig, split: Split) -> Source | Located:
         if path.suffix or len(path.parts) > 1:
             raise UsageError(f"there is no file or folder {name}. See `detcli list datasets` for names.")
         raise unknown("dataset (or file or folder)", name, known, "detcli list datasets")
+    for form, recognised in FOLDERS.items():
+        if path.is_dir() and recognised(path):
+            found: Source = registry.build("datasets", {"name": form, **config.args, "root": str(path)}, split=split)
+            return found
     if config.args:
         raise UsageError(f"data.args ({', '.join(config.args)}) are for named datasets, which {name} is not.")
+    if path.is_dir() and is_cityscapes(path):
+        raise UsageError(
+            f"{path} is Cityscapes as it is downloaded. Write it as a COCO folder once, with "
+            f"`detcli data convert cityscapes {path} OUT`, and give `--data OUT`."
+        )
     return locate(path, split, config.images)
 
 
-def open_source(config: DataConfig, split: Split, segmentations: bool = True) -> Source:
-    """Return the annotated pictures of `split`; without `segmentations`, masks stay in the file."""
+def open_source(
+    config: DataConfig,
+    split: Split,
+    segmentations: bool = True,
+    *,
+    panoptic: bool = False,
+    keypoints: bool = False,
+) -> Source:
+    """Return the annotated pictures of `split`; without `segmentations`, masks stay in the file.
+
+    With `panoptic`, they are cut into segments where the data have these; with `keypoints`, a file of keypoints stands
+    in for the one beside it.
+    """
     found = find_source(config, split)
     if not isinstance(found, Located):
         return found
@@ -57,7 +85,19 @@ def open_source(config: DataConfig, split: Split, segmentations: bool = True) ->
                 "on. Give others with --val.",
                 stacklevel=3,
             )
-    return read_coco(found, segmentations=segmentations)
+    if keypoints:
+        found = replace(found, path=keypoints_beside(found.path))
+    if is_panoptic(found.path):
+        return read_panoptic(found)
+    source = read_coco(found, segmentations=segmentations)
+    segments = panoptic_beside(found.path) if panoptic else None
+    return read_panoptic(replace(found, path=segments), source) if segments else source
+
+
+def keypoints_beside(path: Path) -> Path:
+    """Return COCO's file of keypoints that stands beside an annotation file, or else that file."""
+    beside = path.with_name(f"person_keypoints_{path.stem.removeprefix('instances_')}.json")
+    return beside if beside.is_file() else path
 
 
 def match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, NDArray[np.int64]]:
@@ -68,8 +108,11 @@ def match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, N
     """
     names = [category.name for category in source.categories]
     ids = [category.id for category in source.categories]
+    stuff = source.stuff if isinstance(source, PanopticData) else []
     if classes is None:
-        return ClassMap(tuple(names), tuple(ids)), np.arange(len(ids))
+        points = next((category.keypoints for category in source.categories if category.keypoints), ())
+        own_stuff = tuple(category.name for category in stuff), tuple(category.id for category in stuff)
+        return ClassMap(tuple(names), tuple(ids), *own_stuff, points), np.arange(len(ids))
     wanted: list[Any] = list(classes.names)
     offered: list[Any] = names
     if not set(names) & set(classes.names):
@@ -88,10 +131,12 @@ def match_classes(source: Source, classes: ClassMap | None) -> tuple[ClassMap, N
         warnings.warn(f"the model does not know {_listed(left_out)} of {source.name}", stacklevel=3)
     own = dict(zip(labels.tolist(), ids, strict=True))
     # A class that the data lack has an id that is none of theirs, so that it is not taken for one of them.
-    free = max([*ids, *classes.ids]) + 1
+    stuff_id_of = {category.name: category.id for category in stuff}
+    free = max([*ids, *classes.ids, *stuff_id_of.values(), *classes.stuff_ids]) + 1
     unused = [free + label if given in ids else given for label, given in enumerate(classes.ids)]
     matched = tuple(own.get(label, other) for label, other in enumerate(unused))
-    return ClassMap(classes.names, matched), labels
+    stuff_ids = tuple(stuff_id_of.get(name, free + len(classes) + place) for place, name in enumerate(classes.stuff))
+    return ClassMap(classes.names, matched, classes.stuff, stuff_ids, classes.keypoints), labels
 
 
 def require_masks(source: Source) -> None:
@@ -105,6 +150,20 @@ def require_masks(source: Source) -> None:
                 f"{source.name}: {len(rows)} objects have a box but no mask, such as annotation "
                 f"{source.store.ids[rows[0]]}. Add masks, or train a box detector, such as faster_rcnn."
             )
+
+
+def require_keypoints(source: Source) -> None:
+    """Raise `DetcliError` when no category has keypoints."""
+    if not any(category.keypoints for category in source.categories):
+        raise DetcliError(f"{source.name} has no keypoints. Train a box detector, such as faster_rcnn.")
+
+
+def require_segments(source: Source) -> None:
+    """Raise `DetcliError` when pictures are not cut into segments of things and stuff."""
+    if not isinstance(source, PanopticData):
+        raise DetcliError(
+            f"{source.name} has no segments of stuff: there is no panoptic_*.json beside it. Train mask_rcnn."
+        )
 
 
 def present(source: CocoSource, indices: NDArray[np.int64], skip: bool) -> NDArray[np.int64]:
