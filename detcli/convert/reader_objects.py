@@ -19,14 +19,14 @@ from torch import Tensor
 
 from detcli.convert.reader_names import ADMITTED, DICTS, MODULES, NUMPY_TYPES, STORAGES, TYPES, refusal
 
+LONG = 1 << 16
+"""Bytes from which on a byte string is a view: of the file, where it is in there as it is."""
+
 SMALL_KEY = 1 << 60
 """Larger numbers, as tuples, can be made to collide in a dict; a few are admitted."""
 
 LONGEST_NAME = 300
 MOST_DIMENSIONS = 32
-
-LARGEST_EXTENT = 1 << 62
-"""The largest product of a tensor's dimensions, which its strides must hold even where one of them is 0."""
 
 TENSOR = 10
 """Steps that a tensor counts for: it takes more memory than other objects."""
@@ -260,11 +260,13 @@ class Objects:
     def _range(self, *bounds: int) -> range:
         return range(*bounds)
 
-    def _bytes(self, content: Any = b"", encoding: Any = "latin1") -> bytes:
+    def _bytes(self, content: Any = b"", encoding: Any = "latin1") -> bytes | memoryview:
         if encoding not in ("latin1", "latin-1"):
             raise TypeError
         self.budget.spend(0, len(content))
-        return content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
+        raw = content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
+        # What can be written to, an array is made of without a further copy.
+        return memoryview(bytearray(raw)) if len(raw) >= LONG else raw
 
     def _part(self, made: Any, name: Any) -> Any:
         if not isinstance(made, StandIn):
@@ -342,7 +344,7 @@ class Objects:
         if self.nested is None:
             raise Unreadable("it has files within files within files", HOSTILE)
         if not isinstance(raw, memoryview):
-            raw = memoryview(raw if isinstance(raw, bytes) else self._bytes(raw))
+            raw = memoryview(self._bytes(raw))
         storage = self.nested(raw, self.budget)
         if not isinstance(storage, Storage):
             raise TypeError
@@ -350,13 +352,11 @@ class Objects:
 
 
 def _extent(shape: Any) -> int:
-    """Return the product of a shape's dimensions. Raises `TypeError` or `OverflowError` for what is no shape."""
+    """Return the product of a shape's dimensions. Raises `TypeError` for what is no shape."""
     if not isinstance(shape, tuple | list) or len(shape) > MOST_DIMENSIONS:
         raise TypeError
     if not all(type(length) is int and length >= 0 for length in shape):
         raise TypeError
-    if math.prod(max(length, 1) for length in shape) > LARGEST_EXTENT:
-        raise OverflowError
     return math.prod(shape)
 
 

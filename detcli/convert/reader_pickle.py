@@ -14,10 +14,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from detcli.convert.reader_objects import HOSTILE, Objects, StandIn, UnfilledArray, Unreadable
-
-LONG = 1 << 16
-"""Bytes from which on a byte string stays a view of the file."""
+from detcli.convert.reader_objects import HOSTILE, LONG, Objects, StandIn, UnfilledArray, Unreadable
 
 LONGEST_NUMBER = 256
 """Bytes or digits; of what is of use, the states of random generators have the largest."""

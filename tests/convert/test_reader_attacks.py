@@ -230,6 +230,8 @@ def tensor(kind="FloatStorage", key="k", count=4, offset=0, size=(4,), stride=(1
 def test_tensors_of_handmade_archives_are_read(tmp_path):
     path = archive(tmp_path / "a.pth", tensor(size=(2, 2), stride=(2, 1)), k=struct.pack("<4f", 0, 1, 2, 3))
     assert read(path).tolist() == [[0, 1], [2, 3]]
+    path = archive(tmp_path / "a.pth", tensor(kind="BoolStorage"), k=b"\0\1\2\xff")
+    assert read(path).view(torch.uint8).tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -451,6 +453,15 @@ def test_claims_at_the_end_of_an_archive(tmp_path, place):
     struct.pack_into("<H", raw, len(raw) - 22 + place, 2**16 - 1)
     path.write_bytes(raw)
     refused(path, r"a\.pth can't be read as weights")
+
+
+def test_sizes_in_the_list_of_an_archive(tmp_path):
+    path = archive(tmp_path / "a.pth", b"K\x01", k=b"")
+    raw = bytearray(path.read_bytes())
+    for size in (200, 2**32 - 2):
+        struct.pack_into("<2I", raw, raw.rindex(b"PK\x01\x02") + 20, size, size)
+        path.write_bytes(raw)
+        refused(path, "its file 'archive/data/k' reaches beyond its end")
 
 
 @pytest.mark.parametrize("field", [20, 24, 28, 30, 42])
