@@ -180,7 +180,7 @@ def _variants(row: Row) -> Iterator[str]:
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
     meanings = MEANINGS.get(row.model, {})
     words = (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
-    yield from filter(None, (meanings.get(word, word) for word in words if (row.method, word) != (LEGACY, "v1")))
+    yield from filter(None, (meanings.get(word, word) for word in words))
     if dataset := _dataset(row):
         yield dataset
     if row.neck not in ("", "fpn"):

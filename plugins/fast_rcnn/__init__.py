@@ -1,6 +1,20 @@
 """A class and a box for each proposal of a file that another model wrote."""
 
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import (
+    C4,
+    DETECTRON2_SCHED,
+    DETECTRON_BOXES,
+    DETECTRON_C4,
+    DETECTRON_OPTIM,
+    DETECTRON_OPTIM_ONE_IMAGE,
+    DETECTRON_SCHED,
+    LEGACY_BOXES,
+    LEGACY_OPTIM,
+    LEGACY_SCHED,
+    SIX_SIZES,
+    UNPADDED,
+)
 
 plugin = Plugin(
     name="fast_rcnn",
@@ -14,6 +28,45 @@ plugin = Plugin(
                 "demo": {"sched": {"length": 500}, "model": {"fc_channels": 384, "sampler": {"num": 64}}},
             },
             summary="on a feature pyramid, with proposals from a file",
-        )
+        ),
+        Recipe(
+            "fast_rcnn_detectron2",
+            model="fast_rcnn",
+            backbone="r50_caffe",
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={"clamp_below": False},
+            data=SIX_SIZES,
+            summary="as Detectron2 trains it",
+        ),
+        Recipe(
+            "fast_rcnn_detectron",
+            model="fast_rcnn",
+            backbone="r50_detectron",
+            sched="90k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM,
+            args=DETECTRON_BOXES,
+            summary="as Detectron trains it",
+        ),
+        Recipe(
+            "fast_rcnn_c4_detectron",
+            model="fast_rcnn",
+            backbone={"name": "r50_detectron", **C4},
+            sched="180k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM_ONE_IMAGE,
+            args={**DETECTRON_BOXES, **DETECTRON_C4, "neck": None},
+            input=UNPADDED,
+            summary="as Detectron trains it with the last stage on RoIs",
+        ),
+        Recipe(
+            "fast_rcnn_legacy",
+            model="fast_rcnn",
+            sched_args=LEGACY_SCHED,
+            optim=LEGACY_OPTIM,
+            args={**LEGACY_BOXES, "coder_style": "v1", "assigner": {"match_low_quality": True}},
+            summary="as MMDetection 0 trains it",
+        ),
     ],
 )

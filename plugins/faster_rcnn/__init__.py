@@ -1,23 +1,34 @@
 """Two stages: a region proposal network, then a class and a box for each proposal."""
 
+from typing import Any
+
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import (
+    C4,
+    DC5,
+    DETECTRON2_C4,
+    DETECTRON2_RPN,
+    DETECTRON2_SCHED,
+    DETECTRON_BOXES,
+    DETECTRON_C4,
+    DETECTRON_OPTIM,
+    DETECTRON_OPTIM_ONE_IMAGE,
+    DETECTRON_RPN,
+    DETECTRON_SCHED,
+    LEGACY_OPTIM,
+    LEGACY_SCHED,
+    LEGACY_TWO_STAGE,
+    ONE_MAP,
+    ONE_MAP_PROPOSALS,
+    SIX_SIZES,
+    UNPADDED,
+)
 
-MSTRAIN = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
+DC5_BACKBONE = {"name": "r50_caffe", **DC5}
+DC5_ARGS = {**ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_border": 0}
 
-DC5_BACKBONE = {
-    "name": "r50_caffe",
-    "strides": (1, 2, 2, 1),
-    "dilations": (1, 1, 1, 2),
-    "out_stages": (4,),
-}
-DC5 = {
-    "neck": None,
-    "anchor_scales": (2.0, 4.0, 8.0, 16.0, 32.0),
-    "anchor_border": 0,
-    "train_nms_pre": 12000,
-    "train_proposals": 2000,
-    "test_nms_pre": 6000,
-}
+DETECTRON2: dict[str, Any] = {"model": "faster_rcnn", "sched": "90k", "sched_args": DETECTRON2_SCHED, "data": SIX_SIZES}
+DETECTRON2_ONE_MAP = {**DETECTRON2_RPN, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
 
 DEMO = {
     "demo": {
@@ -40,7 +51,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="2x",
             sched_args={"drops": [16, 23]},
-            data=MSTRAIN,
+            data=SIX_SIZES,
             summary="multi-scale training, one of six sizes",
         ),
         Recipe(
@@ -67,26 +78,95 @@ plugin = Plugin(
             "faster_rcnn_dc5",
             model="faster_rcnn",
             backbone=DC5_BACKBONE,
-            args=DC5,
+            args=DC5_ARGS,
             summary="no pyramid: one map of stride 16, from a dilated last stage",
         ),
         Recipe(
             "faster_rcnn_dc5_mstrain",
             model="faster_rcnn",
             backbone=DC5_BACKBONE,
-            args=DC5,
-            data=MSTRAIN,
+            args=DC5_ARGS,
+            data=SIX_SIZES,
             summary="dilated last stage, multi-scale training",
         ),
         Recipe(
             "faster_rcnn_dc5_mstrain_3x",
             model="faster_rcnn",
             backbone=DC5_BACKBONE,
-            args=DC5,
+            args=DC5_ARGS,
             sched="3x",
             sched_args={"drops": [28, 34]},
-            data=MSTRAIN,
+            data=SIX_SIZES,
             summary="dilated last stage, multi-scale training, three times as long",
+        ),
+        Recipe(
+            "faster_rcnn_detectron2",
+            backbone="r50_caffe",
+            args=DETECTRON2_RPN,
+            summary="as Detectron2 trains it",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "faster_rcnn_c4_detectron2",
+            backbone={"name": "r50_caffe", **C4},
+            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
+            input=UNPADDED,
+            summary="as Detectron2 trains it with the last stage on RoIs",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "faster_rcnn_dc5_detectron2",
+            backbone=DC5_BACKBONE,
+            args=DETECTRON2_ONE_MAP,
+            input=UNPADDED,
+            summary="as Detectron2 trains it with a dilated last stage",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "faster_rcnn_c4_voc_detectron2",
+            model="faster_rcnn",
+            backbone={"name": "r50_caffe", **C4},
+            sched_args={"unit": "iter", "length": 18_000, "drops": [12_000, 16_000], "warmup_iters": 100},
+            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
+            input=UNPADDED,
+            data={"resize": [(1333, side) for side in range(480, 801, 32)]},
+            summary="as Detectron2 trains it on Pascal VOC, with the last stage on RoIs",
+        ),
+        Recipe(
+            "faster_rcnn_detectron",
+            model="faster_rcnn",
+            backbone="r50_detectron",
+            sched="90k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM,
+            args={**DETECTRON_RPN, **DETECTRON_BOXES},
+            summary="as Detectron trains it",
+        ),
+        Recipe(
+            "faster_rcnn_c4_detectron",
+            model="faster_rcnn",
+            backbone={"name": "r50_detectron", **C4},
+            sched="180k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM_ONE_IMAGE,
+            args={
+                **DETECTRON_RPN,
+                **DETECTRON_BOXES,
+                **ONE_MAP,
+                **ONE_MAP_PROPOSALS,
+                **DETECTRON_C4,
+                "rpn_loss_divisor": "sampled",
+            },
+            input=UNPADDED,
+            summary="as Detectron trains it with the last stage on RoIs",
+        ),
+        Recipe(
+            "faster_rcnn_legacy",
+            model="faster_rcnn",
+            sched_args=LEGACY_SCHED,
+            optim=LEGACY_OPTIM,
+            args={**LEGACY_TWO_STAGE, "anchor_border": 0, "assigner": {"match_low_quality": True}},
+            summary="as MMDetection 0 trains it",
         ),
     ],
 )

@@ -1,8 +1,43 @@
 """Faster R-CNN with a mask for each detection."""
 
-from detcli.plugin import Part, Plugin, Recipe
+from typing import Any
 
-MSTRAIN = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
+from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import (
+    C4,
+    DC5,
+    DETECTRON2_C4,
+    DETECTRON2_RPN,
+    DETECTRON2_SCHED,
+    DETECTRON_BOXES,
+    DETECTRON_C4,
+    DETECTRON_OPTIM,
+    DETECTRON_OPTIM_ONE_IMAGE,
+    DETECTRON_ROI_ALIGN,
+    DETECTRON_RPN,
+    DETECTRON_SCHED,
+    LEGACY_OPTIM,
+    LEGACY_ROI_ALIGN,
+    LEGACY_SCHED,
+    LEGACY_TWO_STAGE,
+    ONE_MAP,
+    ONE_MAP_PROPOSALS,
+    SHARED_MASKS,
+    SIX_SIZES,
+    UNPADDED,
+)
+
+# MMDetection alone matches objects with RoIs that overlap them little.
+NO_LOW_QUALITY = {"assigner": {"match_low_quality": False}}
+
+DETECTRON2: dict[str, Any] = {"model": "mask_rcnn", "sched": "90k", "sched_args": DETECTRON2_SCHED, "data": SIX_SIZES}
+DETECTRON2_ARGS = {**DETECTRON2_RPN, **NO_LOW_QUALITY}
+DETECTRON2_ONE_MAP = {**DETECTRON2_ARGS, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
+
+DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
+DETECTRON_ARGS = {**DETECTRON_RPN, **DETECTRON_BOXES, **NO_LOW_QUALITY}
+
+LEGACY_ARGS = {**LEGACY_TWO_STAGE, "mask_roi_extractor": LEGACY_ROI_ALIGN}
 
 DEMO = {
     "demo": {
@@ -24,7 +59,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="2x",
             sched_args={"drops": [16, 23]},
-            data=MSTRAIN,
+            data=SIX_SIZES,
             summary="multi-scale training, one of six sizes",
         ),
         Recipe(
@@ -33,8 +68,91 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="3x",
             sched_args={"drops": [28, 34]},
-            data=MSTRAIN,
+            data=SIX_SIZES,
             summary="multi-scale training, three times as long",
+        ),
+        Recipe(
+            "mask_rcnn_detectron2",
+            backbone="r50_caffe",
+            args=DETECTRON2_ARGS,
+            summary="as Detectron2 trains it",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "mask_rcnn_c4_detectron2",
+            backbone={"name": "r50_caffe", **C4},
+            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4, **SHARED_MASKS},
+            input=UNPADDED,
+            summary="as Detectron2 trains it with the last stage on RoIs",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "mask_rcnn_dc5_detectron2",
+            backbone={"name": "r50_caffe", **DC5},
+            args={**DETECTRON2_ONE_MAP, "mask_channels": 256},
+            input=UNPADDED,
+            summary="as Detectron2 trains it with a dilated last stage",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "mask_rcnn_cityscapes_detectron2",
+            model="mask_rcnn",
+            backbone="r50_caffe",
+            sched_args={"unit": "iter", "length": 24_000, "drops": [18_000], "warmup_iters": 1000},
+            optim={"lr": 0.01, "batch": 8},
+            args=DETECTRON2_ARGS,
+            data={"resize": [(2048, side) for side in range(800, 1025, 32)], "test_resize": (2048, 1024)},
+            summary="as Detectron2 trains it on Cityscapes, from a model of COCO",
+        ),
+        Recipe(
+            "mask_rcnn_lvis_detectron2",
+            model="mask_rcnn",
+            backbone="r50_caffe",
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={**DETECTRON2_ARGS, "score_threshold": 1e-4, "max_per_image": 300},
+            data={**SIX_SIZES, "repeat_threshold": 0.001, "repeat_rounding": "drawn"},
+            summary="as Detectron2 trains it on LVIS, repeating pictures of rare classes",
+        ),
+        Recipe(
+            "mask_rcnn_detectron",
+            backbone="r50_detectron",
+            sched="90k",
+            optim=DETECTRON_OPTIM,
+            args={**DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN},
+            summary="as Detectron trains it",
+            **DETECTRON,
+        ),
+        Recipe(
+            "mask_rcnn_c4_detectron",
+            backbone={"name": "r50_detectron", **C4},
+            sched="180k",
+            optim=DETECTRON_OPTIM_ONE_IMAGE,
+            args={
+                **DETECTRON_ARGS,
+                **ONE_MAP,
+                **ONE_MAP_PROPOSALS,
+                **DETECTRON_C4,
+                **SHARED_MASKS,
+                "rpn_loss_divisor": "sampled",
+            },
+            input=UNPADDED,
+            summary="as Detectron trains it with the last stage on RoIs",
+            **DETECTRON,
+        ),
+        Recipe(
+            "mask_rcnn_legacy",
+            model="mask_rcnn",
+            sched_args=LEGACY_SCHED,
+            optim=LEGACY_OPTIM,
+            args={**LEGACY_ARGS, "anchor_border": 0},
+            summary="as MMDetection 0 trains it",
+        ),
+        Recipe(
+            "mask_rcnn_legacy_v1",
+            model="mask_rcnn",
+            args=LEGACY_ARGS,
+            summary="as MMDetection 2 trains it for comparison with MMDetection 1",
         ),
     ],
 )

@@ -3,25 +3,22 @@
 from typing import Any
 
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import (
+    DETECTRON2_SCHED,
+    DETECTRON_OPTIM,
+    DETECTRON_SCHED,
+    LEGACY_OPTIM,
+    LEGACY_SCHED,
+    LEGACY_STYLES,
+    SIX_SIZES,
+)
 
 OPTIM = {"lr": 0.01}
 
-# What Detectron2 does differently from MMDetection; see model.py.
-DETECTRON2: dict[str, Any] = {
-    "model": "retinanet",
-    "backbone": "r50_caffe",
-    "neck": {"name": "fpn", "start_level": 1, "extra": "on_input", "relu_before_extra": True},
-    "args": {
-        "anchor_order": "scale",
-        "assigner": {"name": "max_iou", "low_quality_gt": "best"},
-        "train_padding": True,
-        "normalizer_momentum": 0.9,
-        "clamp_below": False,
-        "clip": "after_nms",
-    },
-    "optim": OPTIM,
-    "data": {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]},
-}
+# A ReLU before P7.
+NECK = {"name": "fpn", "start_level": 1, "extra": "on_input", "relu_before_extra": True}
+
+LEGACY: dict[str, Any] = {**LEGACY_STYLES, "loss_bbox": {"name": "smooth_l1", "beta": 0.11}}
 
 # In a few hundred steps from random weights: a normalised head, anchors as wide as high, as the drawn shapes are, and
 # only those trained that fit an object well.
@@ -30,10 +27,6 @@ DEMO = {
         "model": {"norm": "gn", "ratios": (1.0,), "assigner": {"positive": 0.6, "negative": 0.5}},
     }
 }
-
-
-def _iterations(length: int, drops: list[int]) -> dict[str, Any]:
-    return {"unit": "iter", "length": length, "drops": drops, "warmup_iters": 1000}
 
 
 plugin = Plugin(
@@ -58,16 +51,56 @@ plugin = Plugin(
         ),
         Recipe(
             "retinanet_detectron2",
-            sched_args=_iterations(90_000, [60_000, 80_000]),
+            model="retinanet",
+            backbone="r50_caffe",
+            neck=NECK,
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            optim=OPTIM,
+            args={
+                "anchor_order": "scale",
+                "assigner": {"low_quality_gt": "best"},
+                "train_padding": True,
+                "normalizer_momentum": 0.9,
+                "clamp_below": False,
+                "clip": "after_nms",
+            },
+            data=SIX_SIZES,
             summary="as Detectron2 trains it",
-            **DETECTRON2,
         ),
         Recipe(
-            "retinanet_detectron2_3x",
-            sched="3x",
-            sched_args=_iterations(270_000, [210_000, 250_000]),
-            summary="as Detectron2 trains it, three times as long",
-            **DETECTRON2,
+            "retinanet_detectron",
+            model="retinanet",
+            backbone="r50_detectron",
+            neck=NECK,
+            sched="90k",
+            sched_args=DETECTRON_SCHED,
+            optim={**DETECTRON_OPTIM, **OPTIM},
+            args={
+                "ratios": (1.0, 2.0, 0.5),
+                "anchor_order": "scale",
+                "anchor_style": "detectron",
+                "assigner": {"low_quality_gt": "best"},
+                "loss_bbox": {"name": "smooth_l1", "beta": 0.11},
+                "train_padding": True,
+                "clamp_below": False,
+            },
+            input={"pad_divisor": 128},
+            summary="as Detectron trains it",
+        ),
+        Recipe(
+            "retinanet_legacy",
+            model="retinanet",
+            sched_args=LEGACY_SCHED,
+            optim={**LEGACY_OPTIM, **OPTIM},
+            args=LEGACY,
+            summary="as MMDetection 0 trains it",
+        ),
+        Recipe(
+            "retinanet_legacy_v1",
+            model="retinanet",
+            args=LEGACY,
+            summary="as MMDetection 2 trains it for comparison with MMDetection 1",
         ),
     ],
 )

@@ -1,6 +1,40 @@
 """Class-agnostic proposals of a region proposal network, for Fast R-CNN or to look at."""
 
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import (
+    DETECTRON2_SCHED,
+    DETECTRON_ANCHORS,
+    DETECTRON_OPTIM,
+    DETECTRON_RPN_LOSS,
+    DETECTRON_SCHED,
+    EVERY_BEST_ANCHOR,
+    LEGACY_OPTIM,
+    LEGACY_RPN_LOSS,
+    LEGACY_SCHED,
+    LEGACY_STYLES,
+    ONE_MAP,
+    SIX_SIZES,
+    UNPADDED,
+)
+
+DETECTRON2 = {
+    "assigner": EVERY_BEST_ANCHOR,
+    "anchor_border": None,
+    "loss_divisor": "capacity",
+    "train_padding": True,
+    "clamp_below": False,
+    "max_per_image": 2000,
+}
+DETECTRON = {
+    **DETECTRON_ANCHORS,
+    "assigner": EVERY_BEST_ANCHOR,
+    "loss_bbox": DETECTRON_RPN_LOSS,
+    "clamp_below": False,
+    "max_per_image": 2000,
+}
+# RPN alone needs no stage after the map that it works on.
+C4_DETECTRON2 = {"name": "r50_caffe", "out_stages": (3,)}
+C4_DETECTRON = {"name": "r50_detectron", "out_stages": (3,)}
 
 plugin = Plugin(
     name="rpn",
@@ -8,5 +42,57 @@ plugin = Plugin(
     arxiv="1506.01497",
     models={"rpn": Part(".model:rpn", summary="proposals of any class, from a feature pyramid")},
     converters={"mmdet/RPNHead": ".convert:mmdet_head"},
-    recipes=[Recipe("rpn", summary="RPN on a pyramid, 2000 boxes of each level into NMS")],
+    recipes=[
+        Recipe("rpn", summary="RPN on a pyramid, 2000 boxes of each level into NMS"),
+        Recipe(
+            "rpn_detectron2",
+            model="rpn",
+            backbone="r50_caffe",
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={**DETECTRON2, "nms_pre": 1000},
+            data=SIX_SIZES,
+            summary="as Detectron2 trains it",
+        ),
+        Recipe(
+            "rpn_c4_detectron2",
+            model="rpn",
+            backbone=C4_DETECTRON2,
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={**DETECTRON2, **ONE_MAP, "anchor_order": "scale", "nms_pre": 12000},
+            input=UNPADDED,
+            data=SIX_SIZES,
+            summary="as Detectron2 trains it on the map of the third stage",
+        ),
+        Recipe(
+            "rpn_detectron",
+            model="rpn",
+            backbone="r50_detectron",
+            sched="90k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM,
+            args={**DETECTRON, "loss_divisor": "capacity", "nms_pre": 1000},
+            summary="as Detectron trains it",
+        ),
+        Recipe(
+            "rpn_c4_detectron",
+            model="rpn",
+            backbone=C4_DETECTRON,
+            sched="90k",
+            sched_args=DETECTRON_SCHED,
+            optim=DETECTRON_OPTIM,
+            args={**DETECTRON, **ONE_MAP, "nms_pre": 12000},
+            input=UNPADDED,
+            summary="as Detectron trains it on the map of the third stage",
+        ),
+        Recipe(
+            "rpn_legacy",
+            model="rpn",
+            sched_args=LEGACY_SCHED,
+            optim=LEGACY_OPTIM,
+            args={**LEGACY_STYLES, "loss_bbox": LEGACY_RPN_LOSS, "max_per_image": 2000},
+            summary="as MMDetection 0 trains it",
+        ),
+    ],
 )

@@ -237,7 +237,7 @@ def test_the_published_rows_are_all_there(listed, capsys):
         ("faster_rcnn_r50_caffe_dc5_mstrain_3x_coco", "detcli train faster_rcnn_dc5_mstrain_3x --data path/to/coco"),
         ("mask_rcnn_r50_caffe_fpn_mstrain-poly_2x_coco", "detcli train mask_rcnn_mstrain_2x --data path/to/coco"),
         ("faster_rcnn_r50_fpn_giou_1x_coco", "detcli train faster_rcnn_giou --data path/to/coco"),
-        ("detectron2/retinanet_R_50_FPN_3x", "detcli train retinanet_detectron2_3x --data path/to/coco"),
+        ("detectron2/retinanet_R_50_FPN_3x", "detcli train retinanet_detectron2 --sched 270k --data path/to/coco"),
         (
             "mmdet-v2/rpn_x101_32x4d_fpn_2x_coco",
             "detcli train rpn --backbone x101_32x4d --sched 2x --data path/to/coco",

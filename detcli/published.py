@@ -1,0 +1,95 @@
+"""What the recipes of several methods share: the settings of Detectron2, of Detectron and of MMDetection 0.
+
+Everything is a piece of a recipe, as data; each plugin puts together what its models have. The numbers are those of
+Detectron2's configs, of Detectron's configs/12_2017_baselines and detectron/core/config.py, and of MMDetection's
+configs before version 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIX_SIZES: dict[str, Any] = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
+"""Multi-scale training, one of six sizes."""
+
+UNPADDED: dict[str, Any] = {"pad_divisor": 1}
+"""Images of models without a pyramid are padded to the largest of their batch, and no further."""
+
+C4: dict[str, Any] = {"out_stages": (3, 4)}
+"""A backbone whose fourth stage works on RoIs, on the map of the third."""
+
+DC5: dict[str, Any] = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2), "out_stages": (4,)}
+"""A backbone whose last map has stride 16, too."""
+
+ONE_MAP: dict[str, Any] = {"neck": None, "anchor_scales": (2.0, 4.0, 8.0, 16.0, 32.0)}
+"""An RPN without a pyramid: anchors of all sizes on one map of stride 16."""
+
+ONE_MAP_PROPOSALS: dict[str, Any] = {"train_nms_pre": 12000, "train_proposals": 2000, "test_nms_pre": 6000}
+
+SHARED_MASKS: dict[str, Any] = {"mask_roi_extractor": None, "mask_convs": 0, "mask_channels": 256}
+"""Masks from the features that boxes come from, by a deconvolution alone."""
+
+EVERY_BEST_ANCHOR: dict[str, Any] = {"min_positive": 0.0, "low_quality_gt": "best"}
+"""Detectron and Detectron2: the best anchors of an object are trained, however bad, for their own best object."""
+
+DETECTRON2_SCHED: dict[str, Any] = {"warmup_iters": 1000}
+
+DETECTRON2_RPN: dict[str, Any] = {
+    "rpn_assigner": EVERY_BEST_ANCHOR,
+    "rpn_loss_divisor": "capacity",
+    "train_padding": True,
+    "clamp_below": False,
+}
+
+DETECTRON2_C4: dict[str, Any] = {"shared_head": True, "roi_extractor": {"output_size": 14}}
+
+DETECTRON_OPTIM: dict[str, Any] = {"bias_lr": 2.0, "bias_decay": 0.0}
+
+DETECTRON_OPTIM_ONE_IMAGE: dict[str, Any] = {**DETECTRON_OPTIM, "lr": 0.01, "batch": 8}
+"""Where a GPU has memory for one image, and the schedule is twice as long."""
+
+DETECTRON_SCHED: dict[str, Any] = {"warmup_ratio": 1 / 3}
+
+DETECTRON_ANCHORS: dict[str, Any] = {"anchor_style": "detectron", "anchor_border": 0}
+
+DETECTRON_RPN_LOSS: dict[str, Any] = {"name": "smooth_l1", "beta": 1 / 9}
+
+DETECTRON_RPN: dict[str, Any] = {
+    **DETECTRON_ANCHORS,
+    "rpn_assigner": EVERY_BEST_ANCHOR,
+    "rpn_loss_bbox": DETECTRON_RPN_LOSS,
+    "rpn_loss_divisor": "capacity",
+    "train_proposals": 2000,
+}
+
+DETECTRON_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False, "last_pixel": True}
+
+DETECTRON_BOXES: dict[str, Any] = {
+    "roi_extractor": DETECTRON_ROI_ALIGN,
+    "loss_bbox": "smooth_l1",
+    "clamp_below": False,
+}
+
+DETECTRON_C4: dict[str, Any] = {
+    "shared_head": True,
+    "roi_extractor": {"output_size": 14, "aligned": False, "last_pixel": True},
+}
+
+LEGACY_OPTIM: dict[str, Any] = {"clip_norm": 35.0}
+
+LEGACY_SCHED: dict[str, Any] = {"warmup_ratio": 1 / 3}
+
+LEGACY_STYLES: dict[str, Any] = {"anchor_style": "v1", "coder_style": "v1"}
+
+LEGACY_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False}
+
+LEGACY_BOXES: dict[str, Any] = {"roi_extractor": LEGACY_ROI_ALIGN, "loss_bbox": "smooth_l1"}
+
+LEGACY_RPN_LOSS: dict[str, Any] = {"name": "smooth_l1", "beta": 1 / 9}
+
+LEGACY_TWO_STAGE: dict[str, Any] = {
+    **LEGACY_STYLES,
+    **LEGACY_BOXES,
+    "rpn_loss_bbox": LEGACY_RPN_LOSS,
+    "train_proposals": 2000,
+}
