@@ -51,9 +51,10 @@ class DataConfig(Section):
 
     `train` and `val` are folders, COCO-style JSON files or names of datasets; `source` stands for both.
     Resize scales are (longest side, shortest side) in pixels with the aspect ratio kept: `value` draws one of
-    the list, `range` draws between the first and the last. With a `repeat_threshold`, pictures with a class that is
-    in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a number of times
-    that is rounded up, or drawn anew each epoch.
+    the list, `range` draws between the first and the last. `resize_with` opencv, as MMDetection and Detectron do,
+    leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does, smooths them. With a
+    `repeat_threshold`, pictures with a class that is in a smaller share of all are shown more than once in an epoch
+    (see `detcli.data.sampling`): a number of times that is rounded up, or drawn anew each epoch.
     """
 
     source: str = ""
@@ -65,6 +66,7 @@ class DataConfig(Section):
     val_proposals: str = ""
     resize: list[tuple[int, int]] = Field(default_factory=lambda: [(1333, 800)])
     resize_mode: Literal["value", "range"] = "value"
+    resize_with: Literal["opencv", "pillow"] = "opencv"
     test_resize: tuple[int, int] = (1333, 800)
     flip: float = Field(0.5, ge=0, le=1)
     crop: tuple[int, int] | None = None

@@ -6,9 +6,9 @@ A transform is a callable from a dict to a dict. ``image`` is a `tv_tensors.Imag
 torchvision.transforms.v2 fit as they are. Chance comes from torch's global generator, which is seeded for
 each picture and epoch.
 
-Pixels are resized by OpenCV, whose bilinear resize does not smooth when it shrinks: that is what published
-detectors saw, and it is several times as fast as torch's on uint8. Everything else goes through torchvision's
-kernels.
+Pixels are resized by OpenCV, whose bilinear resize does not smooth when it shrinks: that is what most published
+detectors saw, and it is several times as fast as torch's on uint8. Detectron2's saw Pillow's, which smooths.
+Everything else goes through torchvision's kernels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
@@ -27,6 +28,7 @@ from detcli.data.images import Pixels
 
 Record: TypeAlias = dict[str, Any]
 TransformFn: TypeAlias = Callable[[Record], Record]
+ResizeLibrary: TypeAlias = Literal["opencv", "pillow"]
 
 CROP_TRIES = 10
 
@@ -50,22 +52,34 @@ def resized(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
     return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
 
 
-def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Return pixels [H,W,3] resized bilinearly, without smoothing, to `size` (height, width)."""
+def resize_pixels(pixels: Pixels, size: tuple[int, int], library: ResizeLibrary = "opencv") -> Pixels:
+    """Return pixels [H,W,3] resized bilinearly to `size` (height, width).
+
+    What becomes smaller is smoothed by ``pillow`` and not by ``opencv``.
+    """
     if pixels.shape[:2] == size:
         return pixels
+    if library == "pillow":
+        return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 class Resize:
     """Resizes to a scale (longest side, shortest side) with the aspect ratio kept.
 
-    `value` draws one of `scales`; `range` draws each side between the least and the greatest of them.
+    `value` draws one of `scales`; `range` draws each side between the least and the greatest of them. `library` is
+    that of `resize_pixels`.
     """
 
-    def __init__(self, scales: Sequence[tuple[int, int]], mode: Literal["value", "range"] = "value") -> None:
+    def __init__(
+        self,
+        scales: Sequence[tuple[int, int]],
+        mode: Literal["value", "range"] = "value",
+        library: ResizeLibrary = "opencv",
+    ) -> None:
         self.scales = [(max(scale), min(scale)) for scale in scales]
         self.mode = mode
+        self.library: ResizeLibrary = library
 
     def __call__(self, record: Record) -> Record:
         """Resize everything in `record` to a scale that is drawn."""
@@ -73,7 +87,7 @@ class Resize:
         size = resized((height, width), self._draw())
         if size == (height, width):
             return record
-        image = to_image(resize_pixels(to_pixels(record["image"]), size))
+        image = to_image(resize_pixels(to_pixels(record["image"]), size, self.library))
         rest = {key: _resize(value, size) for key, value in record.items() if key != "image"}
         return {**rest, "image": image}
 

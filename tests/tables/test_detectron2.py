@@ -52,10 +52,6 @@ class Missing(NamedTuple):
 MISSING = [
     # detcli learns masks from bitmaps, so `crop_masks` is what the polygons' way would stand beside.
     Missing("roi_masks_keypoints.rasterize", "rasteri[sz]e", "detcli/nn plugins"),
-    # Where pictures become smaller, Detectron2 smooths them (PIL); detcli resizes as MMDetection does (OpenCV).
-    Missing(
-        "transforms.resize_pixels of smaller pictures", "antialias|^pil$|pillow|smooth", "detcli/data/transforms.py"
-    ),
     # Boxes and polygons of whole numbers stay whole numbers there, cut at each step; those of COCO have fractions.
     Missing("transforms.annotation in whole numbers", "whole_numbers|truncate", "detcli/data"),
 ]
@@ -255,6 +251,14 @@ def test_pixels_of_a_larger_picture():
     assert np.abs(samples - larger["samples64"]).max() <= 1
     # OpenCV cuts digits in between, an eighth of a level on average.
     assert ours.mean() == pytest.approx(larger["sum"] / ours.size, abs=0.2)
+
+
+@pytest.mark.parametrize("row", TRANSFORMS["resize_pixels"]["outs"], ids=lambda row: "{}x{}".format(*row["size"]))
+def test_pixels_as_pillow_resizes_them(row):
+    pixels = np.random.RandomState(5).randint(0, 256, (37, 53, 3)).astype(np.uint8)
+    ours = resize_pixels(pixels, tuple(row["size"]), "pillow").reshape(-1)
+    assert ours[np.linspace(0, ours.size - 1, 64).astype(int)].tolist() == row["samples64"]
+    assert ours.astype(np.int64).sum() == row["sum"]
 
 
 def enlarged_and_mirrored(boxes, points, visibility, order):
