@@ -164,7 +164,7 @@ def _find_model(source: str, path: Path, meta: Mapping[str, Any], as_id: str | N
     problem: DetcliError | None = None
     if isinstance(text, str) and text.strip():
         try:
-            found = mmdet_config.translate(mmdet_config.parse(text), notes, legacy=source == "legacy-v1" or None)
+            found = mmdet_config.translate(mmdet_config.parse(text), notes, legacy=source == "legacy-v1")
             return _Model(load({"recipe": found["model"]["name"], **found}), "read by the config in it", row)
         except DetcliError as error:
             problem = error
