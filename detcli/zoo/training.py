@@ -29,14 +29,17 @@ MEANINGS = {
 }
 """The words of a model's configs that recipes have other words for; an empty one: every recipe has it."""
 
+CAFFE_STYLES = {"legacy": "detectron"}
+"""The last word of the backbones that recipes of some settings have where a row says caffe; else, it is caffe."""
+
 OF_TRAINING = re.compile(r"mstrain(-\w+)?|fp16")
 """Words that say how a model was trained and leave the model as it is."""
 
 GIVEN_PROPOSALS = "pre-computed proposals"
 """The note of rows whose models take their proposals from a file."""
 
-TAKES_PROPOSALS = "fast_rcnn"
-"""The model that takes proposals from a file, and no other does."""
+TAKES_PROPOSALS = "fast"
+"""What the names of recipes say whose models take their proposals from a file."""
 
 DEFAULT_BACKBONE = "r50"
 
@@ -69,11 +72,13 @@ def training(row: Row) -> Training:
         return Training(missing=f"there is no plugin for {row.method} yet")
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
-    given = row.model == TAKES_PROPOSALS
-    if GIVEN_PROPOSALS in row.notes and not given:
-        return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
     said = set(_variants(row)) - {overlay}
+    given = GIVEN_PROPOSALS in row.notes
+    if given and TAKES_PROPOSALS not in _words(row.model):
+        said.add(TAKES_PROPOSALS)
     recipe = max(recipes, key=lambda recipe: _fit(recipe, row, said))
+    if TAKES_PROPOSALS in said - _said(recipe, said):
+        return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
     if row.neck in said - _said(recipe, said):
         return Training(missing=f"there is no recipe for {row.model} with {row.neck} yet")
     backbone = _backbone(recipe, row)
@@ -224,6 +229,6 @@ def _backbone(recipe: Recipe, row: Row) -> str:
     style = own.partition("_")[2]
     # All of Detectron's backbones have their own pixel mean, whatever their style.
     if style != row.source and (row.style == "caffe") != (style in ("caffe", "detectron")):
-        style = "caffe" if row.style == "caffe" else ""
+        style = CAFFE_STYLES.get(_settings(row), "caffe") if row.style == "caffe" else ""
     wanted = f"{row.backbone}_{style}" if style else row.backbone
     return "" if wanted == own else wanted

@@ -37,7 +37,20 @@ DETECTRON2_ONE_MAP = {**DETECTRON2_ARGS, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor
 DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
 DETECTRON_ARGS = {**DETECTRON_RPN, **DETECTRON_BOXES, **NO_LOW_QUALITY}
 
+DETECTRON_FPN = {**DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN}
+DETECTRON_ONE_MAP = {
+    **DETECTRON_ARGS,
+    **ONE_MAP,
+    **ONE_MAP_PROPOSALS,
+    **DETECTRON_C4,
+    **SHARED_MASKS,
+    "rpn_loss_divisor": "sampled",
+}
+
 LEGACY_ARGS = {**LEGACY_TWO_STAGE, "mask_roi_extractor": LEGACY_ROI_ALIGN}
+
+# In the words of MMDetection, Fast Mask R-CNN.
+GIVEN = {"given_proposals": True}
 
 DEMO = {
     "demo": {
@@ -119,7 +132,7 @@ plugin = Plugin(
             backbone="r50_detectron",
             sched="90k",
             optim=DETECTRON_OPTIM,
-            args={**DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN},
+            args=DETECTRON_FPN,
             summary="as Detectron trains it",
             **DETECTRON,
         ),
@@ -128,17 +141,37 @@ plugin = Plugin(
             backbone={"name": "r50_detectron", **C4},
             sched="180k",
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args={
-                **DETECTRON_ARGS,
-                **ONE_MAP,
-                **ONE_MAP_PROPOSALS,
-                **DETECTRON_C4,
-                **SHARED_MASKS,
-                "rpn_loss_divisor": "sampled",
-            },
+            args=DETECTRON_ONE_MAP,
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
             **DETECTRON,
+        ),
+        Recipe(
+            "fast_mask_rcnn_detectron",
+            backbone="r50_detectron",
+            sched="90k",
+            optim=DETECTRON_OPTIM,
+            args={**DETECTRON_FPN, **GIVEN},
+            summary="as Detectron trains it, with proposals from a file",
+            **DETECTRON,
+        ),
+        Recipe(
+            "fast_mask_rcnn_c4_detectron",
+            backbone={"name": "r50_detectron", **C4},
+            sched="180k",
+            optim=DETECTRON_OPTIM_ONE_IMAGE,
+            args={**DETECTRON_ONE_MAP, **GIVEN},
+            input=UNPADDED,
+            summary="as Detectron trains it with the last stage on RoIs, with proposals from a file",
+            **DETECTRON,
+        ),
+        Recipe(
+            "fast_mask_rcnn_legacy",
+            model="mask_rcnn",
+            sched_args=LEGACY_SCHED,
+            optim=LEGACY_OPTIM,
+            args={**LEGACY_ARGS, **GIVEN},
+            summary="as MMDetection 0 trains it, with proposals from a file",
         ),
         Recipe(
             "mask_rcnn_legacy",

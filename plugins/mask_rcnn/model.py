@@ -22,6 +22,7 @@ def mask_rcnn(
     backbone: Backbone = "r50",
     neck: Neck | None = "fpn",
     shared_head: bool = False,
+    given_proposals: bool = False,
     anchor_scales: tuple[float, ...] = (8.0,),
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     anchor_border: int | None = None,
@@ -58,7 +59,8 @@ def mask_rcnn(
     """Return the detector; the convolutions of both stages are `feat_channels` wide (None: as the features).
 
     Those of masks can have their own width, `mask_channels`. Without a `mask_roi_extractor`, masks come from the
-    features that boxes come from.
+    features that boxes come from. With `given_proposals`, it has no RPN, and needs proposals in its batches' targets,
+    also to detect.
 
     Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
     RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
@@ -67,27 +69,29 @@ def mask_rcnn(
     `DeltaBoxCoder`, for `rpn_loss_divisor` and `train_padding` `RPNHead`.
     """
     body = trunk(backbone, neck, shared_head=shared_head)
-    first_stage = rpn_head(
-        in_channels=body.channels,
-        strides=body.strides,
-        channels=feat_channels,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        anchor_border=anchor_border,
-        anchor_order=anchor_order,
-        anchor_style=anchor_style,
-        assigner=rpn_assigner,
-        sampler=rpn_sampler,
-        loss_cls=rpn_loss_cls,
-        loss_bbox=rpn_loss_bbox,
-        divisor=rpn_loss_divisor,
-        train_padding=train_padding,
-        coder_style=coder_style,
-        clamp_below=clamp_below,
-        train_limits=ProposalLimits(train_nms_pre, train_proposals),
-        test_limits=ProposalLimits(test_nms_pre, test_proposals),
-        nms_threshold=proposal_nms_threshold,
-    )
+    first_stage = None
+    if not given_proposals:
+        first_stage = rpn_head(
+            in_channels=body.channels,
+            strides=body.strides,
+            channels=feat_channels,
+            anchor_scales=anchor_scales,
+            anchor_ratios=anchor_ratios,
+            anchor_border=anchor_border,
+            anchor_order=anchor_order,
+            anchor_style=anchor_style,
+            assigner=rpn_assigner,
+            sampler=rpn_sampler,
+            loss_cls=rpn_loss_cls,
+            loss_bbox=rpn_loss_bbox,
+            divisor=rpn_loss_divisor,
+            train_padding=train_padding,
+            coder_style=coder_style,
+            clamp_below=clamp_below,
+            train_limits=ProposalLimits(train_nms_pre, train_proposals),
+            test_limits=ProposalLimits(test_nms_pre, test_proposals),
+            nms_threshold=proposal_nms_threshold,
+        )
     masks = MaskHead(
         body.roi_channels,
         num_classes,

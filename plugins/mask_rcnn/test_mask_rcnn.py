@@ -1,15 +1,18 @@
+import pytest
 import torch
 
 from detcli.config import resolve
+from detcli.errors import DetcliError
 from detcli.registry import build
 from detcli.structures import Batch
+from detcli.testing import random_batch
 
 SLIM = ["model.backbone=r18", "model.neck.out_channels=16", "model.fc_channels=32"]
 
 
-def make(*settings):
+def make(*settings, recipe="mask_rcnn"):
     torch.manual_seed(0)
-    return build("models", resolve("mask_rcnn", settings=[*SLIM, *settings]).config.model, num_classes=3)
+    return build("models", resolve(recipe, settings=[*SLIM, *settings]).config.model, num_classes=3)
 
 
 def test_the_mask_head_is_as_wide_as_the_neck_unless_told():
@@ -33,3 +36,34 @@ def test_every_detection_has_a_mask_of_its_class():
         for image in model(batch):
             assert torch.equal(image.mask_crops.amin((1, 2)) > 0.5, image.labels == 1)
             assert torch.equal(image.mask_crops.amax((1, 2)) > 0.5, image.labels == 1)
+
+
+def test_given_proposals_stand_in_place_of_an_rpn():
+    model = make("model.score_threshold=0.0", "model.max_per_image=5", recipe="fast_mask_rcnn_legacy")
+    assert not [name for name in model.state_dict() if name.startswith("rpn_head")]
+    batch = random_batch()
+    assert set(model(batch)) == {"loss_cls", "loss_bbox", "loss_mask"}
+    with torch.no_grad():
+        assert [len(image.mask_crops) for image in model.eval()(batch)] == [5, 5]
+    batch.targets = None
+    with pytest.raises(DetcliError, match="takes its proposals from a file"):
+        model(batch)
+
+
+def test_a_shared_head_gives_boxes_and_masks_the_same_features():
+    slim = ["model.backbone.depth=18", "model.backbone.style=pytorch"]
+    config = resolve("mask_rcnn_c4_detectron2", settings=[*slim, "model.score_threshold=0.0"]).config.model
+    torch.manual_seed(0)
+    model = build("models", config, num_classes=3)
+    calls = []
+    model.roi_head.shared_head.register_forward_hook(lambda *args: calls.append(args[2]))
+    batch = random_batch()
+    losses = model(batch)
+    assert len(calls) == 1  # in training, each RoI goes through it once
+    assert calls[0].shape[1:] == (512, 7, 7)
+    assert model.roi_head.mask_head.upsample.weight.shape[:2] == (512, 256)
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    with torch.no_grad():
+        found = model.eval()(batch)
+    assert len(calls) == 3  # of proposals, then of detected boxes
+    assert [image.mask_crops.shape[1:] for image in found] == [(14, 14)] * 2

@@ -52,8 +52,7 @@ def test_recipe_is_the_setting_of_detectron2(parity, length):
         parity.load(f"detectron2/COCO-Detection/retinanet_R_50_FPN_{length}")["cfg"][section]
         for section in ("SOLVER", "INPUT")
     )
-    recipe = "retinanet_detectron2" if length == "1x" else "retinanet_detectron2_3x"
-    config = published(recipe, None, None)
+    config = published("retinanet_detectron2", None, None if length == "1x" else "270k")
     assert config.sched.unit == "iter"
     assert config.sched.length == solver["MAX_ITER"]
     assert config.sched.drops == solver["STEPS"]

@@ -184,8 +184,7 @@ def test_show_says_everything(zoo, capsys):
         "weights: https://a.example/m/model_final_f10217.pkl (md5 f10217…)",
         "mirror: https://b.example/mirror/m/model_final_f10217.pkl",
         "detcli zoo download detectron2/mask_rcnn_R_50_FPN_3x",
-        "detcli train mask_rcnn --backbone r50_caffe --sched 3x --data path/to/coco",
-        "not those of detectron2",
+        "detcli train mask_rcnn_detectron2 --sched 3x --data path/to/coco",
     ):
         assert part in text
     show("detectron/e2e")
