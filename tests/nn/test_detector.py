@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from detcli.errors import DetcliError
-from detcli.nn.detector import SingleStageDetector, TwoStageDetector
+from detcli.config import resolve
+from detcli.errors import DetcliError, UsageError
+from detcli.nn.detector import SingleStageDetector, TwoStageDetector, trunk
+from detcli.nn.resnet import resnet
+from detcli.nn.weights import load_backbone_file
+from detcli.registry import build
 from detcli.structures import Batch, Detections, Target
 
 
@@ -79,3 +83,30 @@ def test_proposals_that_came_with_the_batch():
     assert model.eval()(batch(boxes))[1].boxes.tolist() == boxes.tolist()
     with pytest.raises(DetcliError, match=r"proposals from a file.*--proposals FILE"):
         model(batch())
+
+
+def test_without_a_neck_the_heads_need_one_map():
+    assert trunk({"name": "r18", "out_stages": (3,)}, None).strides == (16,)
+    with pytest.raises(UsageError, match=r"the backbone has 4: `--set model\.backbone\.out_stages=\[4\]`"):
+        trunk("r18", None)
+    with pytest.raises(UsageError, match=r"the backbone has 3: `--set model\.backbone\.out_stages=\[3, 4\]`"):
+        trunk("r18", None, shared_head=True)
+
+
+def test_a_shared_head_is_the_stage_after_the_map():
+    body = trunk({"name": "r18", "out_stages": (3, 4)}, None, shared_head=True)
+    assert (body.channels, body.strides, body.roi_channels) == (256, (16,), 512)
+    assert body.shared_head(torch.zeros(2, 256, 14, 14)).shape == (2, 512, 7, 7)
+    assert trunk("r18", "fpn").roi_channels == 256
+
+
+def test_weights_of_a_backbone_reach_its_stage_in_the_heads(tmp_path):
+    trained = resnet(depth=18)
+    torch.save(trained.state_dict(), tmp_path / "r18.pth")
+    slim = ["model.backbone.depth=18", "model.backbone.style=pytorch"]
+    model = build("models", resolve("faster_rcnn_c4_detectron2", settings=slim).config.model, num_classes=3)
+    load_backbone_file(model.whole_backbone(), tmp_path / "r18.pth")
+    own = model.state_dict()
+    for name, value in trained.state_dict().items():
+        part = "roi_head.shared_head" if name.startswith("layer4.") else "backbone"
+        assert torch.equal(own[f"{part}.{name}"], value)

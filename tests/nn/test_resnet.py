@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from detcli.errors import UsageError
 from detcli.nn.fpn import fpn
 from detcli.nn.resnet import resnet
 from detcli.registry import build
@@ -157,3 +158,33 @@ def test_synced_norm_trains_in_one_process():
     synced.load_state_dict(plain.state_dict())
     for a, b in zip(plain(images()), synced(images()), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_last_stage_taken_from_a_backbone_does_what_it_did():
+    whole, parted = (resnet(depth=18, out_stages=(3, 4)) for _ in range(2))
+    for model in (whole, parted):
+        model.load_state_dict(random_weights(model))
+    stage = parted.take_last_stage()
+    assert parted.strides == (16,)
+    assert parted.out_channels == (256,)
+    assert stage.out_channels == 512
+    assert set(parted.state_dict()) | set(stage.state_dict()) == set(whole.state_dict())
+    with torch.no_grad():
+        third, fourth = whole.eval()(images())
+        (below,) = parted.eval()(images())
+        torch.testing.assert_close(below, third)
+        torch.testing.assert_close(stage.eval()(below), fourth)
+
+
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_norms_of_a_taken_stage_keep_their_statistics_as_the_backbone_does(norm_eval):
+    stage = resnet(depth=18, out_stages=(3, 4), norm_eval=norm_eval).take_last_stage().train()
+    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert {norm.training for norm in norms} == {not norm_eval}
+
+
+@pytest.mark.parametrize("out_stages", [(4,), (3,)])
+def test_the_only_output_is_not_taken(out_stages):
+    with pytest.raises(UsageError, match=r"--set model\.backbone\.out_stages=\[3,4\]"):
+        resnet(depth=18, out_stages=out_stages).take_last_stage()
