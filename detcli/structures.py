@@ -162,7 +162,7 @@ class Detections:
     def __getitem__(self, index: Any) -> Detections:
         *each, semantic, panoptic = _fields(self)
         chosen: list[Any] = [None if value is None else value[index] for value in each]
-        return Detections(*chosen, semantic, panoptic)
+        return Detections(*[*chosen, semantic, panoptic])
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with every tensor on `device`."""

@@ -262,7 +262,7 @@ def _check_detections(name: str, model: Detector, found: list[Detections], batch
         if "panoptic" in model.tasks:
             height, width = size.tolist()
             panoptic = model.merge(one, ImageInfo(1, "", (height, width), (height, width)))
-            numbers = panoptic.segments.unique()
+            numbers = torch.bincount(panoptic.segments.flatten()).nonzero()[:, 0]
             complete = numbers[numbers > 0].tolist() == list(range(1, len(panoptic.labels) + 1))
             _require(complete, f"model {name!r}: segments must be numbered from 1, as many as there are labels.")
 

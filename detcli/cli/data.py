@@ -142,6 +142,7 @@ def synth(
         160,
         128,
     ),
+    keypoints: Annotated[bool, typer.Option("--keypoints", help="Annotate the corners of shapes, too.")] = False,
 ) -> None:
     """Write the built-in shapes as a COCO folder.
 
@@ -154,8 +155,8 @@ def synth(
     from detcli.data.shapes import shapes
 
     splits = {
-        "train": shapes(split="train", size=size, train_images=train, seed=seed),
-        "val": shapes(split="val", size=size, val_images=val, seed=seed),
+        "train": shapes(split="train", size=size, train_images=train, seed=seed, keypoints=keypoints),
+        "val": shapes(split="val", size=size, val_images=val, seed=seed, keypoints=keypoints),
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("drawing", total=None)

@@ -199,6 +199,11 @@ class AnnotationStore:
         """Return [M] bool: objects with polygons or run lengths."""
         return (np.diff(self.polygon_first) > 0) | (np.diff(self.run_first) > 0)
 
+    def pointed(self) -> NDArray[np.bool_]:
+        """Return [M] bool: objects with a labelled keypoint."""
+        labelled = np.cumsum([0, *(self.keypoints[:, 2] > 0)])
+        return np.diff(labelled[self.keypoint_first]) > 0
+
     def __getitem__(self, image: int) -> Annotations:
         """Return the annotations of picture number `image`, as they were added."""
         rows = self.rows[self.row_first[image] : self.row_first[image + 1]]

@@ -6,8 +6,9 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +20,21 @@ from torchvision.transforms.v2 import functional
 
 from detcli import registry
 from detcli.config import DataConfig, InputConfig
-from detcli.data.annotations import PIXEL_CENTRE, Annotations, Category, Source, bitmaps
+from detcli.data.annotations import PIXEL_CENTRE, Annotations, Category, PanopticData, Source, bitmaps
 from detcli.data.coco import CocoSource
 from detcli.data.images import Pixels
+from detcli.data.panoptic import encode_ids
 from detcli.data.proposals import Proposals
 from detcli.data.sampling import repeat_factors
-from detcli.data.sources import match_classes, open_source, present, proposals_for, require_masks
+from detcli.data.sources import (
+    match_classes,
+    open_source,
+    present,
+    proposals_for,
+    require_keypoints,
+    require_masks,
+    require_segments,
+)
 from detcli.data.transforms import (
     PhotometricDistortion,
     RandomCrop,
@@ -55,11 +65,12 @@ class Preprocess:
 
     def __init__(self, config: DataConfig) -> None:
         self.scale = config.test_resize
+        self.library = config.resize_with
 
     def __call__(self, image: Pixels, *, image_id: int = 0, name: str = "") -> Sample:
         """Return the sample of `image`, uint8 [H,W,3] RGB."""
         size = image.shape[0], image.shape[1]
-        pixels = resize_pixels(image, resized(size, self.scale))
+        pixels = resize_pixels(image, resized(size, self.scale), self.library)
         info = ImageInfo(image_id, name, size, (pixels.shape[0], pixels.shape[1]))
         return Sample(to_image(pixels).as_subclass(torch.Tensor), None, info)
 
@@ -76,6 +87,7 @@ class DetectionDataset(Dataset[Sample]):
         *,
         indices: NDArray[np.int64],
         masks: bool = False,
+        semantic: bool = False,
         proposals: Proposals | None = None,
         bad: Literal["raise", "replace", "blank"] = "raise",
     ) -> None:
@@ -90,6 +102,7 @@ class DetectionDataset(Dataset[Sample]):
         self._labels = labels
         self._transforms = transforms
         self._masks = masks
+        self._semantic = semantic
         self._proposals = proposals
         self._bad = bad
         # In shared memory, so that all worker processes together name a bad picture once.
@@ -105,6 +118,16 @@ class DetectionDataset(Dataset[Sample]):
     def has_masks(self) -> bool:
         """Whether objects have masks."""
         return self.source.has_masks
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether objects have keypoints."""
+        return any(category.keypoints for category in self.source.categories)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether pictures are cut into segments of things and stuff."""
+        return isinstance(self.source, PanopticData)
 
     @property
     def image_ids(self) -> list[int]:
@@ -165,6 +188,35 @@ class DetectionDataset(Dataset[Sample]):
             return self._ground_truth
         kept = [item for item in self._ground_truth["annotations"] if item["image_id"] not in bad]
         return {**self._ground_truth, "annotations": kept}
+
+    def segments(self) -> dict[str, Any]:
+        """Return the segments of all pictures in COCO's panoptic format, each with the bytes of its PNG file, "png"."""
+        assert isinstance(self.source, PanopticData)
+        source: PanopticData = self.source
+        images, annotations = [], []
+        for index, image_id in zip(self.indices.tolist(), self.image_ids, strict=True):
+            found = source.segments(index)
+            height, width = found.ids.shape
+            name = self.source.file_name(index)
+            infos = zip(found.numbers.tolist(), found.categories.tolist(), found.crowd.tolist(), strict=True)
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "file_name": f"{Path(name).stem}.png",
+                    "segments_info": [
+                        {"id": number, "category_id": category, "iscrowd": int(crowd)}
+                        for number, category, crowd in infos
+                    ],
+                    "png": encode_ids(found.ids),
+                }
+            )
+        categories = [
+            {"id": category.id, "name": category.name, "isthing": int(thing)}
+            for thing, kind in ((True, self.source.categories), (False, source.stuff))
+            for category in kind
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
@@ -243,8 +295,8 @@ class DetectionDataset(Dataset[Sample]):
         if self._masks:
             segmentations = [annotations.segmentations[row] for row in np.flatnonzero(kept)]
             record["masks"] = tv_tensors.Mask(torch.from_numpy(bitmaps(segmentations, annotations.size)))
-            if annotations.semantic is not None:
-                record["semantic"] = tv_tensors.Mask(torch.from_numpy(annotations.semantic))
+        if self._semantic and annotations.semantic is not None:
+            record["semantic"] = tv_tensors.Mask(torch.from_numpy(annotations.semantic))
         most = max((len(category.keypoints) for category in self.source.categories), default=0)
         if most:
             points = torch.zeros(int(kept.sum()), most, 3)
@@ -264,20 +316,24 @@ def open_dataset(
     classes: ClassMap | None = None,
     *,
     masks: bool = False,
+    keypoints: bool = False,
+    semantic: bool = False,
     augment: bool = True,
 ) -> DetectionDataset:
     """Open the `split` of the data that `config` names.
 
     With `classes` (a checkpoint's, or those of the training data) labels are theirs: the data's categories
-    are matched by name, or by id where no name matches. `masks` puts masks into targets. Pictures without
-    objects are left out of training unless `keep_empty`; without `augment`, the train split is served as the
-    val split is. The pixel mean of `input` is what transforms may fill with (argument `fill`, RGB).
+    are matched by name, or by id where no name matches. `masks`, `keypoints` and `semantic` say
+    what targets must have; to be evaluated on, data may lack the latter two. Pictures without objects (with a labelled
+    keypoint, where these are asked for) are left out of training unless `keep_empty`; without `augment`, the train
+    split is served as the val split is. The pixel mean of `input` is what transforms may fill with (argument `fill`,
+    RGB).
 
     Raises `UsageError` when `config` names no dataset, `DetcliError` when its files are not what they should
     be.
     """
     training = split == "train" and augment
-    source = open_source(config, split, segmentations=masks or split == "val")
+    source = open_source(config, split, segmentations=masks or split == "val", panoptic=semantic, keypoints=keypoints)
     if not source.filled.any():
         raise DetcliError(
             f"{source.name} has no annotations to {'train' if training else 'evaluate'} on: "
@@ -285,15 +341,25 @@ def open_dataset(
         )
     if masks:
         require_masks(source)
+    if training and keypoints:
+        require_keypoints(source)
+    if training and semantic:
+        require_segments(source)
     data_classes, labels = match_classes(source, classes)
+    if not semantic:
+        data_classes = replace(data_classes, stuff=(), stuff_ids=())
+    if not keypoints:
+        data_classes = replace(data_classes, keypoints=())
     indices = np.arange(len(source.image_ids))
     if training and not config.keep_empty:
         indices = indices[source.filled]
+        if keypoints and isinstance(source, CocoSource):
+            indices = np.intersect1d(indices, source.store.images[source.store.pointed()])
     if isinstance(source, CocoSource):
         indices = present(source, indices, config.skip_bad_images)
     proposals_file = config.proposals if split == "train" else config.val_proposals
     proposals = proposals_for(proposals_file, source, indices) if proposals_file else None
-    transforms: list[TransformFn] = [Resize([config.test_resize])]
+    transforms: list[TransformFn] = [Resize([config.test_resize], library=config.resize_with)]
     if training:
         transforms = _training_transforms(config, input, source.categories)
     return DetectionDataset(
@@ -303,6 +369,7 @@ def open_dataset(
         transforms,
         indices=indices,
         masks=masks,
+        semantic=semantic,
         proposals=proposals,
         bad=("replace" if training else "blank") if config.skip_bad_images else "raise",
     )
@@ -314,7 +381,7 @@ def _training_transforms(config: DataConfig, input: InputConfig, categories: lis
     transforms: list[TransformFn] = []
     if config.photometric:
         transforms.append(PhotometricDistortion())
-    transforms.append(Resize(config.resize, config.resize_mode))
+    transforms.append(Resize(config.resize, config.resize_mode, config.resize_with))
     if config.crop:
         transforms.append(RandomCrop(config.crop))
     if config.flip:

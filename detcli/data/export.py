@@ -18,6 +18,7 @@ from detcli.data.cityscapes import cityscapes_to_coco
 from detcli.data.coco import CocoSource, Split, from_coco, locate, read_coco
 from detcli.data.dataset import DetectionDataset
 from detcli.data.images import Pixels
+from detcli.data.panoptic import write_panoptic
 from detcli.data.shapes import STUFF, THINGS, Shapes
 from detcli.data.sources import match_classes, open_source
 from detcli.data.voc import voc
@@ -39,7 +40,8 @@ def write_shapes(splits: dict[str, Shapes], folder: Path, advance: Callable[[int
     """Write the built-in data into `folder` as COCO has them: pixels and annotations equal those in memory.
 
     ``<split>/*.png`` are pictures, ``annotations/instances_<split>.json`` boxes and masks as run lengths,
-    ``stuffthingmaps/<split>/*.png`` labels of every pixel: those of the things, then those of the stuff.
+    ``stuffthingmaps/<split>/*.png`` labels of every pixel: those of the things, then those of the stuff;
+    ``annotations/panoptic_<split>.json`` and ``annotations/panoptic_<split>/*.png`` are the segments.
     Raises `DetcliError` when `folder` already holds something.
     """
     _claim(folder)
@@ -59,6 +61,7 @@ def write_shapes(splits: dict[str, Shapes], folder: Path, advance: Callable[[int
         ground_truth = dataset.ground_truth()
         ground_truth["stuff"] = [{"label": label, "name": name} for label, name in enumerate(STUFF, len(THINGS))]
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(ground_truth))
+        write_panoptic(dataset.segments(), folder / "annotations" / f"panoptic_{split}.json")
 
 
 def convert(form: Form, root: Path, out: Path, to: Literal["coco", "yolo"], advance: Callable[[int, int], None]) -> int:

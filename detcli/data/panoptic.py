@@ -5,6 +5,7 @@ https://cocodataset.org/#format-data, panoptic segmentation; Kirillov et al., ar
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ def decode_ids(data: bytes, size: tuple[int, int], name: object) -> NDArray[np.i
         raise DetcliError(f"{name} is a PNG file that can't be decoded. Restore it.")
     blue, green, red = (colours[..., channel].astype(np.int32) for channel in range(3))
     return np.asarray(red + 256 * green + 65536 * blue, np.int32)
+
+
+def write_panoptic(panoptic: dict[str, Any], path: Path) -> None:
+    """Write a dict in COCO's panoptic format to `path`, and the PNG files of its annotations into the folder beside it.
+
+    The annotations have the bytes of their files under "png". The folder is called as `path` is, without suffix.
+    """
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    annotations = []
+    for annotation in panoptic["annotations"]:
+        (folder / annotation["file_name"]).write_bytes(annotation["png"])
+        annotations.append({key: value for key, value in annotation.items() if key != "png"})
+    path.write_text(json.dumps({**panoptic, "annotations": annotations}))
 
 
 def is_panoptic(path: Path) -> bool:

@@ -9,12 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from detcli.data.annotations import Annotations, Category, Segmentation
+from detcli.data.annotations import Annotations, Category, Segmentation, Segments, bitmaps
 from detcli.data.images import Pixels
+from detcli.structures import UNLABELLED
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("sky", "ground", "water")
 """Semantic labels are those of things, then those of stuff."""
+
+KEYPOINTS = ("top", "left", "right", "top_left", "top_right", "bottom_left", "bottom_right")
+CORNERS = {
+    "square": {0: "top_right", 1: "bottom_right", 2: "bottom_left", 3: "top_left"},
+    "triangle": {0: "top", 1: "bottom_right", 2: "bottom_left"},
+    "star": {0: "top", 2: "right", 4: "bottom_right", 6: "bottom_left", 8: "left"},
+}
+"""Which keypoints the corners of an outline are, when it is upright; a circle has none."""
 
 MAX_OBJECTS = 6
 SIDES = (0.2, 0.55)
@@ -36,17 +45,20 @@ def shapes(
     val_images: int = 200,
     seed: int = 0,
     unused_classes: int = 0,
+    keypoints: bool = False,
 ) -> Shapes:
     """Return `train_images` or `val_images` scenes that depend on `seed`, split and their number alone.
 
     `size` is the longest side and the mean of the shortest, in pixels; a quarter of the scenes are tall.
     Beside the shapes, `unused_classes` are classes that no object has: a model then is as large as that of other data.
+    With `keypoints`, the corners of shapes are annotated, called by where they are; in a mirror, left and right swap.
     """
-    return Shapes(split, size, train_images if split == "train" else val_images, seed, unused_classes)
+    count = train_images if split == "train" else val_images
+    return Shapes(split, size, count, seed, unused_classes, keypoints)
 
 
 class Shapes:
-    """Scenes with boxes, masks and stuff labels, drawn when they are read."""
+    """Scenes with boxes, masks, stuff and, if wanted, keypoints, drawn when they are read."""
 
     has_masks = True
 
@@ -57,10 +69,13 @@ class Shapes:
         count: int,
         seed: int,
         unused_classes: int = 0,
+        keypoints: bool = False,
     ) -> None:
         self.name = f"shapes ({split})"
         unused = (f"unused {number}" for number in range(1, unused_classes + 1))
-        self.categories = [Category(number, name) for number, name in enumerate((*THINGS, *unused), 1)]
+        points = KEYPOINTS if keypoints else ()
+        self.categories = [Category(number, name, points) for number, name in enumerate((*THINGS, *unused), 1)]
+        self.stuff = [Category(number, name) for number, name in enumerate(STUFF, len(self.categories) + 1)]
         self.image_ids = np.arange(1, count + 1)
         self.filled = np.ones(count, np.bool_)
         self._seed = (seed, ("train", "val").index(split))
@@ -77,11 +92,32 @@ class Shapes:
     def read(self, index: int) -> tuple[Pixels, Annotations]:
         """Draw picture `index`."""
         size = int(self.sizes[index, 0]), int(self.sizes[index, 1])
-        return draw_scene(np.random.default_rng((*self._seed, index)), size)
+        pixels, annotations = draw_scene(np.random.default_rng((*self._seed, index)), size)
+        if not self.categories[0].keypoints:
+            annotations.keypoints = annotations.keypoints[:, :0]
+        unused = len(self.categories) - len(THINGS)
+        if len(self.categories) + len(STUFF) > UNLABELLED:
+            annotations.semantic = None
+        elif unused and annotations.semantic is not None:
+            annotations.semantic[annotations.semantic >= len(THINGS)] += unused
+        return pixels, annotations
 
     def annotations(self, index: int) -> Annotations:
         """Return the annotations of picture `index`."""
         return self.read(index)[1]
+
+    def segments(self, index: int) -> Segments:
+        """Return the visible part of each object, then each kind of stuff, as segments with ids from 1 on."""
+        annotations = self.annotations(index)
+        assert annotations.semantic is not None
+        objects, kinds = len(annotations), len(self.categories)
+        ids = annotations.semantic.astype(np.int32) - kinds + objects + 1
+        for number, mask in enumerate(bitmaps(annotations.segmentations, annotations.size), 1):
+            ids[mask > 0] = number
+        numbers = np.unique(ids).astype(np.int64)
+        stuff = np.array([category.id for category in self.stuff])
+        category_ids = np.append(annotations.categories + 1, stuff)[numbers - 1]
+        return Segments(ids, numbers, category_ids, np.zeros(len(numbers), np.bool_))
 
 
 def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[Pixels, Annotations]:
@@ -92,6 +128,7 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[P
     pixels, semantic = _background(generator, size)
     owner = np.zeros(size, np.uint8)
     labels: list[int] = []
+    outlines: list[NDArray[np.float64]] = []
     areas, visible = np.zeros(0), np.zeros(0)
     for _ in range(int(generator.integers(1, MAX_OBJECTS + 1))):
         label = int(generator.integers(len(THINGS)))
@@ -104,6 +141,7 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[P
             if solid.any() and (left >= LEAST_VISIBLE * areas).all():
                 _paint(generator, pixels[region], corners - _origin(region), coverage)
                 labels.append(label)
+                outlines.append(corners)
                 owner[region][solid] = len(labels)
                 area = np.count_nonzero(solid)
                 areas, visible = np.append(areas, area), np.append(left, area)
@@ -112,10 +150,29 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int]) -> tuple[P
     pixels += noise * np.float32(generator.uniform(2, 10))
     np.copyto(semantic, np.array([0, *labels], np.uint8)[owner], where=owner > 0)
     masks = owner == np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None]
-    return (pixels + 0.5).clip(0, 255).astype(np.uint8), _annotate(labels, masks, semantic)
+    keypoints = [_keypoints(label, corners, mask) for label, corners, mask in zip(labels, outlines, masks, strict=True)]
+    return (pixels + 0.5).clip(0, 255).astype(np.uint8), _annotate(labels, masks, np.array(keypoints), semantic)
 
 
-def _annotate(labels: list[int], masks: NDArray[np.bool_], semantic: Pixels) -> Annotations:
+def _keypoints(label: int, corners: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the keypoints [K,3] (x, y, visibility) of a shape from its corners in pixels and its visible mask [H,W].
+
+    A corner is visible where the object shows a little inside of it, hidden where not, unlabelled outside the picture.
+    """
+    found = np.zeros((len(KEYPOINTS), 3), np.float32)
+    height, width = mask.shape
+    inner = corners + (corners.mean(axis=0) - corners) * 0.1
+    for number, name in CORNERS.get(THINGS[label], {}).items():
+        x, y = corners[number]
+        if 0 < x < width and 0 < y < height:
+            column, row = inner[number].astype(int)
+            found[KEYPOINTS.index(name)] = x, y, 2 if mask[row, column] else 1
+    return found
+
+
+def _annotate(
+    labels: list[int], masks: NDArray[np.bool_], keypoints: NDArray[np.float32], semantic: Pixels
+) -> Annotations:
     count, height, width = masks.shape
     columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     left, top = columns.argmax(axis=1), rows.argmax(axis=1)
@@ -129,7 +186,7 @@ def _annotate(labels: list[int], masks: NDArray[np.bool_], semantic: Pixels) -> 
         crowd=np.zeros(count, np.bool_),
         areas=masks.sum(axis=(1, 2)).astype(np.float64),
         segmentations=runs,
-        keypoints=np.zeros((count, 0, 3), np.float32),
+        keypoints=keypoints.reshape(count, -1, 3),
         semantic=semantic,
     )
 

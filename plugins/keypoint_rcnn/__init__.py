@@ -1,6 +1,7 @@
 """Faster R-CNN with the keypoints of each detection."""
 
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import DETECTRON2_RPN, DETECTRON2_SCHED, SIX_SIZES
 
 # In a few hundred steps from random weights: fewer and narrower layers.
 DEMO = {
@@ -27,15 +28,10 @@ plugin = Plugin(
             "keypoint_rcnn_detectron2",
             model="keypoint_rcnn",
             backbone="r50_caffe",
-            args={
-                "rpn_assigner": {"name": "max_iou", "min_positive": 0.0, "low_quality_gt": "best"},
-                "rpn_loss_divisor": "capacity",
-                "train_padding": True,
-                "clamp_below": False,
-                "assigner": {"name": "max_iou", "match_low_quality": False},
-            },
-            sched_args={"unit": "iter", "length": 90_000, "drops": [60_000, 80_000], "warmup_iters": 1000},
-            data={"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]},
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
+            data=SIX_SIZES,
             summary="as Detectron2 trains it",
         ),
     ],

@@ -1,6 +1,7 @@
 """Mask R-CNN with classes of stuff for every pixel that no object has."""
 
 from detcli.plugin import Part, Plugin, Recipe
+from detcli.published import DETECTRON2_RPN, DETECTRON2_SCHED, SIX_SIZES
 
 # In a few hundred steps from random weights: narrower layers, and stuff of any size, since pictures are small.
 DEMO = {
@@ -29,18 +30,11 @@ plugin = Plugin(
             "panoptic_fpn_detectron2",
             model="panoptic_fpn",
             backbone="r50_caffe",
-            args={
-                "rpn_assigner": {"name": "max_iou", "min_positive": 0.0, "low_quality_gt": "best"},
-                "rpn_loss_divisor": "capacity",
-                "train_padding": True,
-                "clamp_below": False,
-                "assigner": {"name": "max_iou", "match_low_quality": False},
-            },
-            sched_args={"unit": "iter", "length": 90_000, "drops": [60_000, 80_000], "warmup_iters": 1000},
-            data={
-                "resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)],
-                "keep_empty": True,
-            },
+            sched="90k",
+            sched_args=DETECTRON2_SCHED,
+            args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
+            optim={"norm_decay": 0.0},
+            data={**SIX_SIZES, "keep_empty": True},
             summary="as Detectron2 trains it",
         ),
     ],

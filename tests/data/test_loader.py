@@ -27,7 +27,7 @@ def dataset(config: Config, rgb: InputConfig) -> DetectionDataset:
         flip=0.5,
         photometric=True,
     )
-    return open_dataset(settings, "train", rgb, masks=True)
+    return open_dataset(settings, "train", rgb, masks=True, semantic=True)
 
 
 def loader(dataset: DetectionDataset, **settings: Any) -> Loader:

@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_utils
 
 from detcli.config import DataConfig, InputConfig
 from detcli.data import open_dataset
 from detcli.data.annotations import bitmaps
 from detcli.data.export import write_annotated, write_shapes
-from detcli.data.shapes import LEAST_VISIBLE, STUFF, THINGS, shapes
+from detcli.data.shapes import CORNERS, KEYPOINTS, LEAST_VISIBLE, STUFF, THINGS, shapes
 from detcli.errors import DetcliError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -138,3 +139,60 @@ def test_annotated_pictures(tmp_path: Path, folder, config: Callable[..., DataCo
     for file in files:
         assert min(cv2.imread(str(file)).shape[:2]) >= 320
     assert len(write_annotated(config("shapes"), "val", tmp_path / "few", 2)) == 3
+
+
+def test_keypoints_are_corners_of_what_is_there() -> None:
+    source = shapes(split="val", val_images=30, keypoints=True)
+    assert all(category.keypoints == KEYPOINTS for category in source.categories)
+    seen = {THINGS[label]: set() for label in range(len(THINGS))}
+    for index in range(30):
+        annotations = source.annotations(index)
+        masks = bitmaps(annotations.segmentations, annotations.size)
+        for row, (x, y, width, height) in enumerate(annotations.xywh):
+            labelled = annotations.keypoints[row][annotations.keypoints[row, :, 2] > 0]
+            seen[THINGS[annotations.categories[row]]] |= {
+                KEYPOINTS[place] for place in np.flatnonzero(annotations.keypoints[row, :, 2])
+            }
+            visible = labelled[labelled[:, 2] == 2, :2]
+            assert (visible > [x - 2, y - 2]).all()  # the tip of a star covers less than half of its pixel
+            assert (visible < [x + width + 2, y + height + 2]).all()
+            centre = np.array([x + width / 2, y + height / 2])
+            for column, line in (visible * 0.88 + centre * 0.12).astype(int):
+                assert masks[row, max(0, line - 2) : line + 3, max(0, column - 2) : column + 3].any()
+    assert seen == {"circle": set(), **{name: set(corners.values()) for name, corners in CORNERS.items()}}
+
+
+def test_left_keypoints_stay_left_in_a_mirror(config: Callable[..., DataConfig], rgb: InputConfig) -> None:
+    settings = {"args": {"train_images": 20, "keypoints": True}, "resize": [(160, 128)]}
+    plain = open_dataset(config("shapes", flip=0.0, **settings), "train", rgb, keypoints=True)
+    mirrored = open_dataset(config("shapes", flip=1.0, **settings), "train", rgb, keypoints=True)
+    assert plain.classes.keypoints == KEYPOINTS
+    pairs = [(KEYPOINTS.index(f"{side}left"), KEYPOINTS.index(f"{side}right")) for side in ("top_", "bottom_")]
+    count = 0
+    for one, other in zip(plain, mirrored, strict=True):
+        width = one.info.size[1]
+        for left, right in pairs:
+            torch.testing.assert_close(other.target.keypoints[:, left, 2], one.target.keypoints[:, right, 2])
+            torch.testing.assert_close(other.target.keypoints[:, left, 0], width - one.target.keypoints[:, right, 0])
+            both = (other.target.keypoints[:, [left, right], 2] > 0).all(1)
+            points = other.target.keypoints[both]
+            assert (points[:, left, 0] < points[:, right, 0]).all()
+            count += int(both.sum())
+    assert count > 20
+
+
+@pytest.mark.parametrize("unused", [0, 76])
+def test_segments_are_objects_and_stuff(unused: int) -> None:
+    source = shapes(split="val", val_images=3, unused_classes=unused)
+    for index in range(3):
+        segments, annotations = source.segments(index), source.annotations(index)
+        assert np.unique(segments.ids).tolist() == segments.numbers.tolist()
+        masks = bitmaps(annotations.segmentations, annotations.size)
+        for number, (mask, category) in enumerate(zip(masks, annotations.categories, strict=True), 1):
+            assert np.array_equal(segments.ids == number, mask > 0)
+            assert segments.categories[segments.numbers == number] == source.categories[category].id
+        stuff = {category.id: category.name for category in source.stuff}
+        assert set(stuff.values()) == set(STUFF)
+        labels = [*(category.id for category in source.categories), *stuff]
+        for number, category in zip(segments.numbers, segments.categories, strict=True):
+            assert (annotations.semantic[segments.ids == number] == labels.index(category)).all()
