@@ -26,8 +26,10 @@ LEGACY = "legacy_1_x"
 
 MEANINGS = {
     "fcos": {"gn-head": "", "center-normbbox-centeronreg-giou": "tricks", "640-800": "mstrain"},
+    "lvis": {"sample1e-3": "", "mstrain": ""},
+    "voc": {"voc0712": ""},
 }
-"""The words of a model's configs that recipes have other words for; an empty one: every recipe has it."""
+"""Words of a model's or a dataset's configs that recipes have other words for; an empty one: every recipe has it."""
 
 CAFFE_STYLES = {"legacy": "detectron"}
 """The last word of the backbones that recipes of some settings have where a row says caffe; else, it is caffe."""
@@ -183,7 +185,7 @@ def _variants(row: Row) -> Iterator[str]:
     """Yield the words of the row's config that no typed field stands for, and those of its dataset and source."""
     text = PurePosixPath(row.config).stem if row.config else short_name(row) if weights_url(row) else ""
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
-    meanings = MEANINGS.get(row.model, {})
+    meanings = MEANINGS.get(row.model, {}) | MEANINGS.get(_dataset(row), {})
     words = (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
     yield from filter(None, (meanings.get(word, word) for word in words))
     if dataset := _dataset(row):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import rule
 import torch
+from pycocotools import mask as mask_api
 
 from detcli.structures import Batch, Target
 
@@ -183,7 +184,8 @@ def _mmdet_settings(case):
     train = case["data"]["train"]
     times = train.get("times", 1)
     resize = next(step for step in train.get("dataset", train)["pipeline"] if step["type"] == "Resize")
-    scales = resize["img_scale"] if "multiscale_mode" in resize else [resize["img_scale"]]
+    several = isinstance(resize["img_scale"][0], list)
+    scales = resize["img_scale"] if several else [resize["img_scale"]]
     test = next(step for step in case["data"]["test"]["pipeline"] if step["type"] == "MultiScaleFlipAug")
     per_parameter = case["optimizer"].get("paramwise_cfg", {})
     clip = (case.get("optimizer_config") or {}).get("grad_clip") or {}
@@ -192,9 +194,11 @@ def _mmdet_settings(case):
         "sched.unit": "epoch",
         "sched.length": case["runner"]["max_epochs"] * times,
         "sched.drops": [step * times for step in lr["step"]],
-        "sched.warmup": lr["warmup"],
-        "sched.warmup_iters": lr["warmup_iters"],
-        "sched.warmup_ratio": lr["warmup_ratio"],
+        **(
+            {f"sched.{key}": lr[key] for key in ("warmup", "warmup_iters", "warmup_ratio")}
+            if lr.get("warmup")
+            else {"sched.warmup": "none"}
+        ),
         "optim.lr": case["optimizer"]["lr"],
         "optim.momentum": case["optimizer"]["momentum"],
         "optim.weight_decay": case["optimizer"]["weight_decay"],
@@ -204,13 +208,38 @@ def _mmdet_settings(case):
         "optim.bias_decay": per_parameter.get("bias_decay_mult"),
         "train.precision": "fp16" if "fp16" in case else "fp32",
         "data.resize": [tuple(scale) for scale in scales],
-        "data.resize_mode": resize.get("multiscale_mode", "value"),
+        "data.resize_mode": resize.get("multiscale_mode", "range") if several else "value",
         "data.test_resize": tuple(test["img_scale"]),
         "input.mean": tuple(norm["mean"]),
         "input.std": tuple(norm["std"]),
         "input.channels": "rgb" if norm["to_rgb"] else "bgr",
         "input.pad_divisor": 32,
     }
+
+
+def has_polygons(case):
+    """Return whether the mask loss of `case` is that of polygons, which Detectron2 draws anew for each box."""
+    train = case.get("train", {})
+    return "loss_mask" in train.get("losses", ()) and "losses_bitmask" not in train
+
+
+def polygon_crops(case):
+    """Return what draws the polygons of `case`, 36 points of each ellipse, as Detectron2 does: for `crop_masks`."""
+    angles = 2 * np.pi * np.arange(36) / 36
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    objects, _, _ = rule.make_targets(case["input"]["height"], case["input"]["width"], class_count(case))
+    start, end = np.split(objects.astype(np.float64), 2, axis=1)
+    polygons = circle * ((end - start) / 2)[:, None] + ((start + end) / 2)[:, None]
+
+    def crop(masks, boxes, index, size):
+        goals = np.zeros((len(boxes), size, size), np.float32)
+        for goal, box, which in zip(goals, boxes.numpy(), index.tolist(), strict=True):
+            sides = np.maximum(box[2:] - box[:2], 0.1).astype(np.float64)
+            points = (polygons[which] - box[:2]) * (size / sides)
+            goal[:] = mask_api.decode(mask_api.merge(mask_api.frPyObjects([points.flatten().tolist()], size, size)))
+        return torch.from_numpy(goals)
+
+    return crop
 
 
 def _detectron2_settings(cfg):

@@ -68,9 +68,9 @@ def alias_failures(config, alias, other):
     """Return why a case with the model `config` hasn't the numbers of the case `alias`, of which came `other`."""
     if other is None:
         return [f"it has the numbers of {alias}, which was not run"]
-    if config != other["config"]:
-        return [f"it has the numbers of {alias}, and another model here"]
-    return [] if other["passes"] else [f"as {alias}"]
+    if not other["passes"]:
+        return [f"it has the numbers of {alias}, which fails"]
+    return [] if config == other["config"] else [f"it has the numbers of {alias}, and another model here"]
 
 
 if __name__ == "__main__":
