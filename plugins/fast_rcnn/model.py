@@ -4,6 +4,7 @@ Girshick: Fast R-CNN, arXiv 1504.08083; the pyramid: Lin et al., arXiv 1612.0314
 
 Deviations from the papers, as in MMDetection and Detectron2: L1 in place of smooth L1, RoIAlign in place
 of RoI pooling, proposals of an RPN in place of selective search, 512 RoIs of each image.
+The recipes named after Detectron2, Detectron and MMDetection 0 have their ways, each of which is an argument.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Ren, He, Girshick, Sun: Faster R-CNN, arXiv 1506.01497; the pyramid: Lin et al.,
 
 Deviations from the papers, as in MMDetection: both stages are trained together, L1 in place of smooth L1,
 RoIAlign in place of RoI pooling, anchors that reach over the image's edge are trained.
+The recipes named after Detectron2, Detectron and MMDetection 0 have their ways, each of which is an argument.
 """
 
 from __future__ import annotations

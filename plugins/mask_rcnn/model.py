@@ -4,6 +4,7 @@ He, Gkioxari, Dollár, Girshick: Mask R-CNN, arXiv 1703.06870; the pyramid: Lin 
 
 Deviations from the papers, as in MMDetection: L1 in place of smooth L1, as many sampling points of
 RoIAlign as the RoI is large, 512 RoIs of each image.
+The recipes named after Detectron2, Detectron and MMDetection 0 have their ways, each of which is an argument.
 """
 
 from __future__ import annotations

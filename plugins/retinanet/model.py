@@ -1,10 +1,10 @@
 """RetinaNet: Focal Loss for Dense Object Detection (Lin et al. 2017, arXiv 1708.02002).
 
 Deviations from the paper, as in MMDetection: L1 in place of smooth L1 on the box deltas; the anchors that
-overlap an object most are positive even below an IoU of 0.5; no ReLU between P6 and P7. Detectron2 differs
-from both in the order of anchors, the object of a low-quality match, anchors on padding, the divisor of the
-losses, and the limits of deltas and boxes: each is an argument, and the recipe retinanet_detectron2 sets them
-all.
+overlap an object most are positive even below an IoU of 0.5; no ReLU between P6 and P7. Detectron2, Detectron
+and MMDetection 0 differ from both in the order and places of anchors, the object of a low-quality match,
+anchors on padding, the loss of boxes, the divisor of the losses, and the limits of deltas and boxes: each is
+an argument, and the recipes named after them set them all.
 """
 
 from __future__ import annotations
