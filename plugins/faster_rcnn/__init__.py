@@ -130,6 +130,7 @@ plugin = Plugin(
             args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
             input=UNPADDED,
             data={"resize": [(1333, side) for side in range(480, 801, 32)]},
+            eval={"evaluator": "voc07"},
             summary="as Detectron2 trains it on Pascal VOC, with the last stage on RoIs",
         ),
         Recipe(

@@ -1,8 +1,7 @@
 """LVIS: over a thousand classes, most of them rare, in pictures that were searched for some of them only."""
 
 from detcli.plugin import Part, Plugin, Recipe
-
-SIX_SIZES = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
+from detcli.published import SIX_SIZES
 
 plugin = Plugin(
     name="lvis",

@@ -115,6 +115,7 @@ plugin = Plugin(
             optim={"lr": 0.01, "batch": 8},
             args=DETECTRON2_ARGS,
             data={"resize": [(2048, side) for side in range(800, 1025, 32)], "test_resize": (2048, 1024)},
+            eval={"evaluator": "cityscapes"},
             summary="as Detectron2 trains it on Cityscapes, from a model of COCO",
         ),
         Recipe(
@@ -125,6 +126,7 @@ plugin = Plugin(
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2_ARGS, "score_threshold": 1e-4, "max_per_image": 300},
             data={**SIX_SIZES, "repeat_threshold": 0.001, "repeat_rounding": "drawn"},
+            eval={"evaluator": "lvis"},
             summary="as Detectron2 trains it on LVIS, repeating pictures of rare classes",
         ),
         Recipe(
