@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchvision.ops import masks_to_boxes
 
 from detcli.eval.results import mask_regions
-from detcli.structures import Detections, Target
+from detcli.structures import Detections, Panoptic, Target
 
 Picture: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
@@ -21,6 +22,9 @@ Rectangle: TypeAlias = tuple[int, int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 MASK_OPACITY = 0.4
+KEYPOINT_SCORE = 0.05
+"""Keypoints that are less likely than this at one pixel of their map are not drawn."""
+
 CROWD_COLOR: Color = (160, 160, 160)
 SHEET_BACKGROUND = 32
 SHEET_CELL = 640
@@ -33,7 +37,7 @@ def draw(
     score_threshold: float = 0.3,
     scale: float = 1.0,
 ) -> Picture:
-    """Return a copy of `image` with detections, or the ground truth, drawn on it.
+    """Return a copy of `image` with detections, or the ground truth, drawn on it; of a panoptic model, its segments.
 
     image [H,W,3] uint8 RGB; `found` is in its pixels; `names` are in label order. Detections with a score
     below `score_threshold` are left out; crowd regions are grey. `scale` enlarges the picture first: below
@@ -47,14 +51,17 @@ def draw(
     side = (height * width) ** 0.5
     thickness = max(1, round(side / 350))
     crowd = [] if isinstance(found, Detections) else (found.ignored * scale).round().int().tolist()
-    scored = isinstance(found, Detections)
-    shown = _scaled(_chosen(found, score_threshold), scale, size)
+    segments = found.panoptic if isinstance(found, Detections) else None
+    chosen = _chosen(found, score_threshold) if segments is None else _as_detections(segments)
+    shown = _scaled(chosen, scale, size)
     labels = shown.labels.tolist()
     colors = [class_color(label) for label in labels]
     boxes = shown.boxes.round().int().tolist()
     texts = [names[label] if label < len(names) else f"class {label}" for label in labels]
-    if scored:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, shown.scores.tolist(), strict=True)]
+    if isinstance(found, Detections):
+        # Of segments, stuff has no score of its own.
+        scores = [f" {score:.2f}" if segments is None or score < 1 else "" for score in shown.scores.tolist()]
+        texts = [text + score for text, score in zip(texts, scores, strict=True)]
 
     for (left, top, mask), color in zip(mask_regions(shown, size), colors, strict=False):
         region = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
@@ -62,12 +69,13 @@ def draw(
     for left, top, right, bottom in crowd:
         cv2.rectangle(canvas, (left, top), (right, bottom), CROWD_COLOR, thickness)
     # The best detection is drawn last, on top of the others.
-    for (left, top, right, bottom), color in reversed(list(zip(boxes, colors, strict=True))):
+    rectangles = list(zip(boxes, colors, strict=True)) if segments is None else []
+    for (left, top, right, bottom), color in reversed(rectangles):
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness)
     if shown.keypoints is not None:
         for points, color in zip(shown.keypoints.tolist(), colors, strict=True):
             for x, y, score in points:
-                if score > 0:
+                if score >= KEYPOINT_SCORE:
                     cv2.circle(canvas, (round(x), round(y)), 2 * thickness, color, cv2.FILLED, cv2.LINE_AA)
     boxes, texts, colors = boxes + crowd, texts + ["crowd"] * len(crowd), colors + [CROWD_COLOR] * len(crowd)
     _draw_labels(canvas, texts, boxes, colors, max(0.3, side / 1400))
@@ -114,7 +122,17 @@ def _chosen(found: Detections | Target, score_threshold: float) -> Detections:
         found = found[found.scores >= score_threshold].to("cpu")
         return found[found.scores.argsort(descending=True, stable=True)]
     target = found.to("cpu")
-    return Detections(target.boxes, torch.ones(len(target.boxes)), target.labels, masks=target.masks)
+    ones = torch.ones(len(target.boxes))
+    return Detections(target.boxes, ones, target.labels, masks=target.masks, keypoints=target.keypoints)
+
+
+def _as_detections(panoptic: Panoptic) -> Detections:
+    """Return segments as detections with masks, whose boxes say where they are."""
+    panoptic = panoptic.to("cpu")
+    numbers = torch.arange(1, len(panoptic.labels) + 1)
+    masks = panoptic.segments == numbers[:, None, None]
+    boxes = masks_to_boxes(masks) if len(masks) else torch.zeros(0, 4)
+    return Detections(boxes, panoptic.scores, panoptic.labels, masks=masks.byte())
 
 
 def _scaled(found: Detections, scale: float, size: tuple[int, int]) -> Detections:

@@ -59,7 +59,14 @@ def eval(
     config = revise(found.config, settings=settings or [], flags=flags)
     target = find_device(device)
     model = load_model(found, target, precision or "fp32")
-    dataset = open_dataset(config.data, "val", config.input, classes=found.classes)
+    dataset = open_dataset(
+        config.data,
+        "val",
+        config.input,
+        classes=found.classes,
+        keypoints="keypoints" in model.needs,
+        semantic="semantic" in model.needs,
+    )
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(dataset))

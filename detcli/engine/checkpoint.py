@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def save_checkpoint(
     header = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
-        "classes": {"names": list(classes.names), "ids": list(classes.ids)},
+        "classes": {name: list(values) for name, values in asdict(classes).items() if values},
         "metrics": dict(metrics or {}),
         "training": None if training is None else dict(training),
     }
@@ -140,7 +140,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         header = json.loads(metadata["detcli"])
         if header.get("backbone"):
             raise DetcliError(f"{path} holds a backbone alone. Start from it: `detcli train RECIPE --weights {path}`.")
-        classes = ClassMap(tuple(header["classes"]["names"]), tuple(header["classes"]["ids"]))
+        said = header["classes"]
+        classes = ClassMap(
+            *(tuple(said[name]) for name in ("names", "ids")),
+            *(tuple(said.get(name, ())) for name in ("stuff", "stuff_ids", "keypoints")),
+        )
         if header["format"] > FORMAT:
             raise DetcliError(
                 f"{path} was written by a newer detcli (format {header['format']}). Upgrade detcli to read it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from detcli.engine import distributed
 from detcli.engine.device import Precision, autocast
 from detcli.engine.model import Normalizer
 from detcli.eval.evaluator import MAIN, measure
-from detcli.eval.results import rescale_boxes, to_coco
+from detcli.eval.results import rescale_boxes, to_coco, to_coco_panoptic
 from detcli.nn.detector import Detector
 from detcli.structures import Detections, ImageInfo
 
@@ -25,12 +25,16 @@ MISSING: Any = object()
 
 @dataclass(slots=True)
 class Evaluation:
-    """Figures of all tasks of a model, the COCO results that they come from, and the first pictures' detections."""
+    """Figures of all tasks of a model, the COCO results that they come from, and the first pictures' detections.
+
+    `segments` are in COCO's panoptic format, each with the bytes of its PNG file under "png".
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
+    segments: list[dict[str, Any]] = field(default_factory=list)
     shown: list[tuple[ImageInfo, Detections]] = field(default_factory=list)
 
 
@@ -62,7 +66,14 @@ def detect_in(
         with torch.inference_mode(), autocast(device, precision):
             found = model(normalize(batch, config.train.channels_last))
         for info, detections in zip(batch.infos, found, strict=True):
-            yield info, rescale_boxes(detections, info)
+            yield info, merged(model, rescale_boxes(detections, info), info)
+
+
+def merged(model: Detector, detections: Detections, info: ImageInfo) -> Detections:
+    """Return detections in pixels of the original picture, of a panoptic model with its segments."""
+    if "panoptic" not in model.tasks:
+        return detections
+    return replace(detections, panoptic=model.merge(detections, info), semantic=None)
 
 
 def evaluate_model(
@@ -85,20 +96,24 @@ def evaluate_model(
     model.eval()
     processes = distributed.world_size()
     results: list[list[dict[str, Any]]] = []
+    segments: list[dict[str, Any]] = []
     shown: list[tuple[ImageInfo, Detections]] = []
     for done, (info, detections) in enumerate(detect_in(model, dataset, config, device, precision)):
         results.append(to_coco(detections, info, dataset.classes))
+        if detections.panoptic is not None:
+            segments.append(to_coco_panoptic(detections.panoptic, info, dataset.classes))
         if done * processes + distributed.rank() < show:
             shown.append((info, detections.to("cpu")))
         if advance:
             advance(min((done + 1) * processes, len(dataset)), len(dataset))
     model.train(training)
     evaluation = Evaluation()
-    gathered = distributed.gathered((results, shown))
+    gathered = distributed.gathered((results, segments, shown))
     if distributed.is_main():
-        by_picture: Iterator[list[dict[str, Any]]] = _interleaved([part for part, _ in gathered])
+        by_picture: Iterator[list[dict[str, Any]]] = _interleaved([part for part, _, _ in gathered])
         evaluation.results = list(chain.from_iterable(by_picture))
-        evaluation.shown = list(_interleaved([part for _, part in gathered]))
+        evaluation.segments = list(_interleaved([part for _, part, _ in gathered]))
+        evaluation.shown = list(_interleaved([part for _, _, part in gathered]))
         _measure(evaluation, model, dataset, config)
     figures = evaluation.metrics, evaluation.per_class, evaluation.notes
     evaluation.metrics, evaluation.per_class, evaluation.notes = distributed.of_main(figures)
@@ -114,11 +129,21 @@ def _interleaved(parts: list[list[T]]) -> Iterator[T]:
 def _measure(evaluation: Evaluation, model: Detector, dataset: DetectionDataset, config: RunConfig) -> None:
     """Add the figures of the model's tasks to an `evaluation` with results."""
     ground_truth = dataset.ground_truth()
+    lacking = {
+        "mask": "" if dataset.has_masks else "mask AP was not measured: the data have no masks",
+        "keypoint": "" if dataset.has_keypoints else "keypoint AP was not measured: the data have no keypoints",
+        "panoptic": ""
+        if dataset.has_segments
+        else "PQ was not measured: the data have no segments of things and stuff",
+    }
     for task in model.tasks:
-        if task == "mask" and not dataset.has_masks:
-            evaluation.notes.append("mask AP was not measured: the data have no masks")
+        if lacking.get(task):
+            evaluation.notes.append(lacking[task])
             continue
-        result = measure(config.eval.evaluator, task, ground_truth, evaluation.results)
+        truth, results = ground_truth, evaluation.results
+        if task == "panoptic":
+            truth, results = dataset.segments(), evaluation.segments
+        result = measure(config.eval.evaluator, task, truth, results)
         evaluation.metrics |= result.metrics
         evaluation.per_class[task] = result.per_class
         evaluation.notes += result.notes

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detcli.config import InputConfig, RunConfig
+from detcli.config import InputConfig, RunConfig, revise
 from detcli.engine.checkpoint import Checkpoint, is_backbone, open_checkpoint
 from detcli.engine.device import DTYPES, Precision
 from detcli.errors import DetcliError
@@ -28,6 +28,13 @@ def build_model(config: RunConfig, num_classes: int) -> Detector:
     model = build("models", config.model, num_classes=num_classes)
     assert isinstance(model, Detector)
     return model
+
+
+def fitted(config: RunConfig, classes: ClassMap) -> RunConfig:
+    """Return `config` with what the data say of its model's arguments: the numbers of keypoints and kinds of stuff."""
+    counts = {"num_keypoints": len(classes.keypoints), "num_stuff_classes": len(classes.stuff)}
+    flags = {f"model.{name}": count for name, count in counts.items() if count and name in config.model}
+    return revise(config, flags=flags) if flags else config
 
 
 def initialise(model: Detector, config: RunConfig, classes: ClassMap) -> str:

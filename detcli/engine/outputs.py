@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detcli.config import RunConfig
 from detcli.data import DetectionDataset
+from detcli.data.panoptic import write_panoptic
 from detcli.engine.evaluate import Evaluation
 from detcli.eval.report import write_metrics
 from detcli.files import write_text_whole
@@ -41,7 +42,8 @@ def write_batch(folder: Path, dataset: DetectionDataset, infos: Sequence[ImageIn
 def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDataset) -> None:
     """Write metrics.json, results.json (COCO results) and pictures/ with the kept detections drawn.
 
-    metrics.json is in percent, with AP by class and notes.
+    metrics.json is in percent, with AP by class and notes. Segments of things and stuff go to panoptic.json and
+    panoptic/, in COCO's format.
     """
     import cv2
 
@@ -50,6 +52,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDat
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics(folder / "metrics.json", evaluation.metrics, evaluation.per_class, evaluation.notes)
     (folder / "results.json").write_text(json.dumps(evaluation.results))
+    if evaluation.segments:
+        write_panoptic({"annotations": evaluation.segments}, folder / "panoptic.json")
     if not evaluation.shown:
         return
     pictures = folder / "pictures"
@@ -57,7 +61,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: DetectionDat
     drawn = []
     for info, detections in evaluation.shown:
         picture = dataset.picture(info.image_id)
-        image = draw(picture, detections, dataset.classes.names, SHOW_SCORE, _enlarged(picture.shape))
+        image = draw(picture, detections, dataset.classes.things_and_stuff, SHOW_SCORE, _enlarged(picture.shape))
         cv2.imwrite(str(pictures / f"{Path(info.name).stem}.png"), image[..., ::-1])
         drawn.append(image)
     cv2.imwrite(str(pictures / "all.png"), contact_sheet(drawn, columns=4)[..., ::-1])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 KINDS = {
     "box": ("boxes", "-", ("AP", "AP50", "AP75")),
     "mask": ("masks", "--", ("AP", "AP50", "AP75")),
+    "keypoint": ("keypoints", ":", ("AP", "AP50", "AP75")),
+    "": ("panoptic", "-.", ("PQ", "SQ", "RQ")),
     "prop": ("proposals", "-", ("AR1000", "AR300", "AR100")),
 }
 """Of each kind of figure: its name, its line, and what is drawn, the most important first."""
@@ -77,7 +79,7 @@ def _precision(lines: list[dict[str, Any]]) -> Figure:
     figure, axes = _figure("Average recall" if recall_only else "Average precision", "percent")
     for kind, (title, style, names) in KINDS.items():
         for rank, name in enumerate(names):
-            values = _column(lines, f"{kind}_{name}")
+            values = _column(lines, f"{kind}_{name}" if kind else name)
             values[values < 0] = np.nan
             if not np.isfinite(values).any():
                 continue

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detcli.data import load_image
+from detcli.data.panoptic import write_panoptic
 from detcli.engine.predictor import Predictor
 from detcli.errors import DetcliError, unknown
-from detcli.eval.results import to_coco
+from detcli.eval.results import to_coco, to_coco_panoptic
 from detcli.structures import Detections, ImageInfo
 from detcli.visual import draw
 
@@ -26,10 +27,11 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 @dataclass(slots=True)
 class Predicted:
-    """What came of a prediction: COCO `results`, their `images`, how many pictures were `skipped`."""
+    """What came of a prediction: COCO `results` and `segments`, their `images`, how many pictures were `skipped`."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    segments: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -78,7 +80,8 @@ def predict_files(
     """Detect in `paths` and write annotated pictures and results.json into `folder`.
 
     A picture that can't be decoded is named through `warn` and left out. results.json holds the COCO results with
-    `images` (id and file name; a video has one image a frame). `advance` is called after each file.
+    `images` (id and file name; a video has one image a frame). A panoptic model's segments are in panoptic.json and
+    panoptic/, in COCO's format. `advance` is called after each file.
     """
     labels = class_labels(predictor, classes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +94,9 @@ def predict_files(
         info = ImageInfo(len(predicted.images) + 1, name, size, size)
         predicted.images.append({"id": info.image_id, "file_name": name, "height": size[0], "width": size[1], **extra})
         predicted.results += to_coco(detections, info, predictor.classes)
+        if detections.panoptic is not None:
+            segments = to_coco_panoptic(detections.panoptic, info, predictor.classes)
+            predicted.segments.append(segments | {"file_name": f"{info.image_id:06d}.png"})
         return detections
 
     pictures = [path for path in paths if path.suffix.lower() not in VIDEOS]
@@ -99,7 +105,7 @@ def predict_files(
         found = predictor.predict([image for _, image in group], batch=batch, score=score)
         for (path, image), detections in zip(group, found, strict=True):
             kept = keep(detections, str(path), image.shape[:2])
-            drawn = draw(image, kept, predictor.names, score)
+            drawn = draw(image, kept, predictor.classes.things_and_stuff, score)
             cv2.imwrite(str(folder / names[path]), drawn[..., ::-1])
             advance()
     for path in paths:
@@ -107,6 +113,8 @@ def predict_files(
             _predict_video(predictor, path, folder / names[path], batch, score, keep)
             advance()
     (folder / "results.json").write_text(json.dumps({"images": predicted.images, "annotations": predicted.results}))
+    if predicted.segments:
+        write_panoptic({"images": predicted.images, "annotations": predicted.segments}, folder / "panoptic.json")
     return predicted
 
 
@@ -123,7 +131,7 @@ def _predict_video(predictor: Predictor, path: Path, out: Path, batch: int, scor
             kept = keep(detections, str(path), image.shape[:2], frame=frames)
             height, width = image.shape[:2]
             writer = writer or cv2.VideoWriter(str(out), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
-            writer.write(np.ascontiguousarray(draw(image, kept, predictor.names, score)[..., ::-1]))
+            writer.write(np.ascontiguousarray(draw(image, kept, predictor.classes.things_and_stuff, score)[..., ::-1]))
             frames += 1
     capture.release()
     if writer is None:

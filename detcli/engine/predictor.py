@@ -15,8 +15,9 @@ from detcli.config import RunConfig
 from detcli.data import Preprocess, collate, load_image
 from detcli.engine.checkpoint import open_checkpoint
 from detcli.engine.device import Precision, autocast, find_device
+from detcli.engine.evaluate import merged
 from detcli.engine.model import Normalizer, load_model
-from detcli.eval.results import rescale
+from detcli.eval.results import paste, rescale_boxes
 from detcli.nn.detector import Detector
 from detcli.structures import ClassMap, Detections, ImageInfo
 
@@ -70,9 +71,9 @@ class Predictor:
     ) -> Detections | list[Detections]:
         """Detect in one picture or in several: paths, or uint8 RGB arrays [H,W,3].
 
-        Returns `Detections` on the CPU, one for each picture, with boxes and masks [D,H,W] in the
-        picture's own pixels, best first, those of at least `score`. Raises `DetcliError` for a file that can't be
-        read as a picture.
+        Returns `Detections` on the CPU, one for each picture, with boxes, masks [D,H,W] and keypoints in the
+        picture's own pixels, best first, those of at least `score`; of a panoptic model with the segments, too.
+        Raises `DetcliError` for a file that can't be read as a picture.
         """
         if isinstance(images, str | os.PathLike | np.ndarray):
             return next(self.stream(iter([images]), batch=1, score=score))
@@ -98,7 +99,8 @@ class Predictor:
             found = self.model(self._normalize(batch, self.config.train.channels_last))
         infos: list[ImageInfo] = batch.infos
         for info, detections in zip(infos, found, strict=True):
-            yield rescale(detections[detections.scores >= score], info).to("cpu")
+            whole = merged(self.model, rescale_boxes(detections, info), info)
+            yield paste(whole[whole.scores >= score], info).to("cpu")
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", precision: Precision = "fp32") -> Predictor:

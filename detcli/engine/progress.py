@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from detcli.errors import DetcliError
+from detcli.eval.evaluator import MAIN
 from detcli.files import write_text_whole
 
 PLAIN_INTERVAL = 10.0
@@ -102,7 +103,7 @@ class Reporter:
         self._record("eval", step, metrics)
         if self.silent:
             return
-        names = [name for name in ("box_AP", "mask_AP", "prop_AR") if name in metrics]
+        names = [name for name in MAIN.values() if name in metrics]
         shown = "  ".join(f"{name} {metrics[name]:.1f}" for name in names)
         self.console.print(f"iteration {step}: {shown}", highlight=False)
 

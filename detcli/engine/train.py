@@ -27,7 +27,7 @@ from detcli.engine.device import autocast, find_device, make_current, memory_in_
 from detcli.engine.ema import MovingAverage
 from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
 from detcli.engine.interrupts import Interrupted, Interrupts
-from detcli.engine.model import Normalizer, build_model, initialise
+from detcli.engine.model import Normalizer, build_model, fitted, initialise
 from detcli.engine.optimizer import LearningRate, build_optimizer, scaled_lr
 from detcli.engine.outputs import write_batch, write_config, write_evaluation
 from detcli.engine.plots import plot_run
@@ -41,9 +41,9 @@ from detcli.structures import Batch, ImageInfo
 LOG_EVERY = 20
 SAVE_SECONDS = 600
 CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-FILES = ("config.json", "metrics.json", "metrics.jsonl", "results.json", "losses.png", "ap.png")
+FILES = ("config.json", "metrics.json", "metrics.jsonl", "results.json", "panoptic.json", "losses.png", "ap.png")
 CHECKPOINTS = ("best.safetensors", "last.safetensors")
-FOLDERS = ("pictures", "not_finite", "tensorboard")
+FOLDERS = ("pictures", "panoptic", "not_finite", "tensorboard")
 
 
 @dataclass(slots=True)
@@ -103,13 +103,28 @@ class Run:
                 f"a batch of {options.batch} images can't be split into {parts} equal parts ({processes} devices "
                 f"x --accumulate {options.accumulate}). Try --batch {-(-options.batch // parts) * parts}."
             )
-        self.config, self.options, self.folder, self.console = config, options, folder, console
+        self.options, self.folder, self.console = options, folder, console
         self.device = device
         with torch.device("meta"):
-            needs_masks = "mask" in build_model(config, 1).tasks
-        self.dataset = open_dataset(config.data, "train", config.input, masks=needs_masks)
+            needs = build_model(config, 1).needs
+        self.dataset = open_dataset(
+            config.data,
+            "train",
+            config.input,
+            masks="masks" in needs,
+            keypoints="keypoints" in needs,
+            semantic="semantic" in needs,
+        )
         self.classes = self.dataset.classes
-        self.val = open_dataset(config.data, "val", config.input, classes=self.classes)
+        self.config = config = fitted(config, self.classes)
+        self.val = open_dataset(
+            config.data,
+            "val",
+            config.input,
+            classes=self.classes,
+            keypoints="keypoints" in needs,
+            semantic="semantic" in needs,
+        )
         torch.manual_seed(options.seed)
         self.model = build_model(config, len(self.classes))
         if resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,22 @@ from rich.text import Text
 
 from detcli.files import write_text_whole
 
-ROWS = {"box": "boxes", "mask": "masks", "prop": "proposals"}
-FAMILIES = {"AP": "Average precision (percent)", "AR": "Average recall (percent)"}
+ROWS = {
+    "box": "boxes",
+    "mask": "masks",
+    "keypoint": "keypoints",
+    "prop": "proposals",
+    "": "all segments",
+    "things": "things",
+    "stuff": "stuff",
+}
+CLASS_COLUMNS = {"box": "boxes", "mask": "masks", "keypoint": "keypoints", "panoptic": "segments (PQ)"}
+FAMILIES = {
+    "AP": "Average precision (percent)",
+    "AR": "Average recall (percent)",
+    "[PSR]Q": "Panoptic, segmentation and recognition quality (percent)",
+}
+"""The tables: a pattern of how names of figures begin, after their kind, and a title."""
 
 
 def show_metrics(
@@ -25,7 +40,7 @@ def show_metrics(
     mask) to AP by class name.
     """
     for family, title in FAMILIES.items():
-        if any(name.split("_")[1].startswith(family) for name in metrics):
+        if any(re.match(family, name.rpartition("_")[2]) for name in metrics):
             console.print(_figures(family, title, metrics))
     if any(len(classes) > 1 for classes in per_class.values()):
         console.print(_classes({kind: classes for kind, classes in per_class.items() if classes}))
@@ -42,11 +57,11 @@ def write_metrics(
 
 
 def _figures(family: str, title: str, metrics: dict[str, float]) -> Table:
-    """Return the AP or AR metrics with a row for each kind."""
+    """Return the metrics of a family with a row for each kind."""
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        kind, column = name.split("_")
-        if column.startswith(family):
+        kind, _, column = name.rpartition("_")
+        if re.match(family, column):
             rows.setdefault(kind, {})[column] = value
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     table = Table(title=title, title_justify="left", header_style="bold")
@@ -67,7 +82,7 @@ def _classes(per_class: dict[str, dict[str, float]]) -> Table:
     for _ in range(blocks):
         table.add_column("class", overflow="ellipsis", no_wrap=True)
         for kind in per_class:
-            table.add_column(ROWS[kind], justify="right")
+            table.add_column(CLASS_COLUMNS[kind], justify="right")
     for row in range(rows):
         cells: list[str | Text] = []
         for name in names[row::rows]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from detcli.data.annotations import PIXEL_CENTRE
+from detcli.data.panoptic import encode_ids
 from detcli.nn.masks import paste_masks, paste_regions
-from detcli.structures import ClassMap, Detections, ImageInfo
+from detcli.structures import ClassMap, Detections, ImageInfo, Panoptic
 
 
 def rescale_boxes(detections: Detections, info: ImageInfo) -> Detections:
@@ -40,11 +42,15 @@ def rescale(detections: Detections, info: ImageInfo) -> Detections:
 
     H*W bytes for each detection with a mask; `rescale_boxes` keeps the crops instead.
     """
-    result = rescale_boxes(detections, info)
-    if result.mask_crops is None:
-        return result
-    masks = paste_masks(result.mask_crops, result.boxes, info.original_size)
-    return replace(result, mask_crops=None, masks=masks)
+    return paste(rescale_boxes(detections, info), info)
+
+
+def paste(detections: Detections, info: ImageInfo) -> Detections:
+    """Return detections in pixels of the original picture with masks [D,H,W] of the whole picture in place of crops."""
+    if detections.mask_crops is None:
+        return detections
+    masks = paste_masks(detections.mask_crops, detections.boxes, info.original_size)
+    return replace(detections, mask_crops=None, masks=masks)
 
 
 def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[dict[str, Any]]:
@@ -67,6 +73,19 @@ def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[
         for result, keypoints in zip(results, _in_pixel_numbers(detections.keypoints).flatten(1).tolist(), strict=True):
             result["keypoints"] = keypoints
     return results
+
+
+def to_coco_panoptic(panoptic: Panoptic, info: ImageInfo, classes: ClassMap) -> dict[str, Any]:
+    """Return the segments of a picture as a result in COCO's panoptic format, with the bytes of its PNG file, "png"."""
+    ids = (*classes.ids, *classes.stuff_ids)
+    return {
+        "image_id": info.image_id,
+        "file_name": f"{PurePath(info.name).stem}.png",
+        "segments_info": [
+            {"id": number, "category_id": ids[label]} for number, label in enumerate(panoptic.labels.tolist(), 1)
+        ],
+        "png": encode_ids(panoptic.segments.cpu().numpy()),
+    }
 
 
 def _in_pixel_numbers(keypoints: Tensor) -> Tensor:
