@@ -26,7 +26,7 @@ from detcli.registry import names
 from detcli.structures import ClassMap
 from detcli.zoo.names import distinct, matches
 from detcli.zoo.names import resolve as find_row
-from detcli.zoo.rows import Row, rows
+from detcli.zoo.rows import File, Row, rows
 from detcli.zoo.training import training
 
 SOURCES = {
@@ -219,27 +219,45 @@ def _torchvision_builder(source: str, name: str) -> _Model | None:
 
 
 def _row_called(path: Path, meta: Mapping[str, Any]) -> Row | None:
-    """Return the row whose weights the file at `path` is, by its name, its place in the cache, or its meta."""
+    """Return the row whose weights the file at `path` is, by its name, its place in the cache, or its meta.
+
+    Raises `DetcliError` when it has the name of a published file, and another hash.
+    """
     named = distinct(matches(path.name, rows()))
     if len(named) > 1:
         place = path.resolve()
         named = [row for row in named for file in row.files if cache_path(file.url).resolve() == place]
+    for row in named:
+        for file in row.files:
+            if file.kind == "weights" and file.hash and file.url.endswith(f"/{path.name}"):
+                _check_hash(path, file, row)
     if not named and meta.get("name"):
         named = distinct(matches(Path(str(meta["name"])).stem, rows()))
     return named[0] if len(named) == 1 else None
 
 
+def _check_hash(path: Path, published: File, row: Row) -> None:
+    digest = _digest(path, published.hash_kind)
+    if not digest.startswith(published.hash):
+        raise DetcliError(
+            f"{path} has the name of a published file and is another: its {published.hash_kind} begins with "
+            f"{digest[: len(published.hash)]}. Download it again (`detcli zoo download {row.id}`), or rename it."
+        )
+
+
 def _row_hashed(path: Path) -> Row | None:
     """Return the row whose weights the file at `path` is, by its hash."""
-    digests = {}
-    for kind in HASHES:
-        with path.open("rb") as file:
-            digests[kind] = hashlib.file_digest(file, kind).hexdigest()
+    digests = {kind: _digest(path, kind) for kind in HASHES}
     for row in rows():
-        for linked in row.files:
-            if linked.kind == "weights" and linked.hash and digests.get(linked.hash_kind, "").startswith(linked.hash):
+        for file in row.files:
+            if file.kind == "weights" and file.hash and digests.get(file.hash_kind, "").startswith(file.hash):
                 return row
     return None
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _classes(meta: Mapping[str, Any], row: Row | None, source: str) -> ClassMap | None:

@@ -19,6 +19,8 @@ from detcli.convert.mmdet_group import Group
 from detcli.convert.mmdet_parts import BACKBONES, NECKS, level_strides, part, translator
 from detcli.convert.mmdet_text import parse as parse
 from detcli.errors import DetcliError
+from detcli.registry import find
+from detcli.signature import read
 
 
 def translate(
@@ -67,7 +69,8 @@ def _model(model: Group) -> dict[str, Any]:
     translated = translate_head(model, level_strides(backbone, neck))
     model.check()
     name = translated["name"]
-    return {**translated, "name": name, "backbone": backbone, "neck": neck}
+    has_neck = any(parameter.slot == "necks" for parameter in read(find("models", name).ref))
+    return {**translated, "name": name, "backbone": backbone, **({"neck": neck} if neck or has_neck else {})}
 
 
 # Versions: what a config of 1.x and 3.x says, in the form of 2.x.

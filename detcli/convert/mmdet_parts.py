@@ -307,7 +307,33 @@ def _atss_assigner(group: Group) -> dict[str, Any]:
     return {"name": "atss", "topk": group.integer("topk")}
 
 
-ASSIGNERS: dict[str, Callable[[Group], dict[str, Any]]] = {"MaxIoUAssigner": _max_iou, "ATSSAssigner": _atss_assigner}
+def _hungarian(group: Group) -> dict[str, Any]:
+    classes, boxes, overlaps = (group.group(key) for key in ("cls_cost", "reg_cost", "iou_cost"))
+    costs = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
+    if classes.kind not in costs:
+        raise classes.unsupported("type")
+    classes.expect("alpha", 0.25)
+    classes.expect("gamma", 2, 2.0)
+    if boxes.kind != "BBoxL1Cost":
+        raise boxes.unsupported("type")
+    boxes.expect("box_format", "xywh")
+    if overlaps.kind != "IoUCost":
+        raise overlaps.unsupported("type")
+    overlaps.expect("iou_mode", "giou")
+    return {
+        "name": "hungarian",
+        "class_cost": costs[classes.kind],
+        "class_weight": classes.number("weight", 1.0),
+        "box_weight": boxes.number("weight", 1.0),
+        "iou_weight": overlaps.number("weight", 1.0),
+    }
+
+
+ASSIGNERS: dict[str, Callable[[Group], dict[str, Any]]] = {
+    "MaxIoUAssigner": _max_iou,
+    "ATSSAssigner": _atss_assigner,
+    "HungarianAssigner": _hungarian,
+}
 
 
 def assigner(train: Group) -> dict[str, Any]:

@@ -182,9 +182,37 @@ def train_data(dataset: Dataset) -> dict[str, Any]:
                     raise step.unsupported(key)
             step.check()
             result["photometric"] = True
+        elif step.kind == "AutoAugment":
+            result |= _resize_or_crop(step)
         else:
             raise step.unsupported("type")
     return result
+
+
+def _resize_or_crop(step: Group) -> dict[str, Any]:
+    """Return an AutoAugment of DETR's two policies: to resize, or to do so after a window of any size is cut out."""
+    policies = step.take("policies")
+    lists = isinstance(policies, list | tuple) and all(isinstance(policy, list | tuple) for policy in policies)
+    steps = [Group(item, step.place("policies")) for policy in policies for item in policy] if lists else []
+    if [item.kind for item in steps] != ["Resize", "Resize", "RandomCrop", "Resize"] or len(policies[0]) != 1:
+        raise step.unsupported("policies")
+    crop = steps.pop(2)
+    for resize in steps:
+        resize.expect("multiscale_mode", "value")
+        resize.ignore("override")
+        _keeps_ratio(resize)
+    always, first, last = (_scales(resize, "img_scale") for resize in steps)
+    longest = {max(size) for size in first}
+    if always != last or len(longest) != 1:
+        raise step.unsupported("policies")
+    crop.expect("allow_negative_crop", True)
+    sides = crop.integers("crop_size")
+    if crop.text("crop_type") != "absolute_range" or len(sides) != 2:
+        raise crop.unsupported("crop_type")
+    crop.check()
+    window = {"longest": longest.pop(), "shortest": [min(size) for size in first], "least": sides[0], "most": sides[1]}
+    cut = {"name": "random_size_crop", "probability": 0.5, **window}
+    return {"resize": always, "resize_mode": "value", "before_resize": [cut]}
 
 
 RESIZE_STEPS = {"Resize": "range", "RandomChoiceResize": "value", "RandomResize": "range"}

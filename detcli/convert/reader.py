@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import mmap
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from detcli.convert.reader_objects import HOSTILE, Budget, Objects, StandIn, Storage, Unreadable
+from detcli.convert.reader_objects import HOSTILE, Budget, Objects, StandIn, Storage, Unreadable, let_go
 from detcli.convert.reader_pickle import Unpickler
 from detcli.errors import DetcliError
 
@@ -167,11 +168,14 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
     try:
         start, end, count = _directory(content)
         files: dict[str, memoryview] = {}
+        checksums: dict[str, int] = {}
         folders = set()
         position = start
         for _ in range(count):
             entry = struct.unpack_from("<4s6H3I5H2I", content, position)
-            signature, _, _, flags, method, _, _, _, packed, size, name_size, extra_size, comment_size = entry[:13]
+            signature, _, _, flags, method, _, _, checksum, packed, size, name_size, extra_size, comment_size = entry[
+                :13
+            ]
             if signature != b"PK\x01\x02":
                 raise Unreadable("its list of files is damaged")
             raw_name = bytes(content[position + 46 : position + 46 + name_size])
@@ -196,12 +200,18 @@ def _entries(content: memoryview) -> dict[str, memoryview]:
             if inner in files:
                 raise Unreadable(f"it has two files {name!a:.80}", HOSTILE)
             files[inner] = content[begin : begin + size]
+            checksums[inner] = checksum
         if position != end:
             raise Unreadable("its list of files is damaged")
     except (struct.error, UnicodeDecodeError) as error:
         raise Unreadable("its list of files is damaged") from error
     if sum(map(len, files.values())) > len(content):
         raise Unreadable("its files overlap", HOSTILE)
+    for name, file in files.items():
+        # PyTorch writes 0 where it was told not to compute them.
+        if checksums[name] not in (0, zlib.crc32(file)):
+            raise Unreadable(f"its file {name!a:.80} is damaged: the checksum is another")
+        let_go(file)
     return files
 
 

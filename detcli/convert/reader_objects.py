@@ -10,6 +10,7 @@ Sources: torch/_utils.py and torch/serialization.py of PyTorch; numpy/_core/src/
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,8 +120,23 @@ def flat(raw: bytes | memoryview, big_endian: bool, dtype: torch.dtype) -> Tenso
         content = content.view(-1, number).flip(1).flatten()
     if content.data_ptr() % dtype.itemsize:
         content = content.clone()
+        if not read_only:
+            let_go(raw)
     # Other values than 0 and 1 are not defined for a bool.
     return content.ne(0) if dtype == torch.bool else content.view(dtype)
+
+
+def let_go(content: bytes | memoryview) -> None:
+    """Free the memory of the pages of a mapped file that `content` has to itself; they are read again when needed."""
+    if not (isinstance(content, memoryview) and isinstance(content.obj, mmap.mmap) and len(content)):
+        return
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    first, begin = (torch.frombuffer(view, dtype=torch.uint8).data_ptr() for view in (content.obj, content))
+    start = -(-(begin - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (begin - first + len(content)) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        content.obj.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 class Objects:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -296,22 +297,21 @@ def test_the_row_is_found_by_name_and_by_hash(tmp_path, monkeypatch):
     _, state = weights("retinanet", classes=80)
     path = tmp_path / "retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth"
     torch.save({"state_dict": state}, path)
-    found = convert("mmdet", path)
-    assert found.origin["row"] == "mmdet-v2/retinanet_r50_fpn_1x_coco"
-    assert found.config.recipe == "retinanet"
+    with pytest.raises(DetcliError, match="has the name of a published file and is another"):
+        convert("mmdet", path)
 
-    renamed = path.rename(tmp_path / "mine.pth")
+    row = next(row for row in engine.rows() if row.id == "mmdet-v2/retinanet_r50_fpn_1x_coco")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    files = (replace(next(file for file in row.files if file.kind == "weights"), hash=digest[:8]),)
+    renamed = path.with_name("mine.pth")
+    renamed.write_bytes(path.read_bytes())
     with pytest.raises(DetcliError, match="neither its name nor its hash"):
         convert("mmdet", renamed)
-    digest = hashlib.sha256(renamed.read_bytes()).hexdigest()
-    rows = engine.rows()
-    row = next(row for row in rows if row.id == "mmdet-v2/retinanet_r50_fpn_1x_coco")
-    file = next(file for file in row.files if file.kind == "weights")
-    from dataclasses import replace
-
-    other = replace(row, files=(replace(file, hash=digest[:8]),))
-    monkeypatch.setattr(engine, "rows", lambda: [other])
-    assert convert("mmdet", renamed).origin["row"] == row.id
+    monkeypatch.setattr(engine, "rows", lambda: [replace(row, files=files)])
+    for file in (path, renamed):
+        found = convert("mmdet", file)
+        assert found.origin["row"] == row.id
+        assert found.config.recipe == "retinanet"
 
 
 def test_errors_name_what_is_wrong(tmp_path):

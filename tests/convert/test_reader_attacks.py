@@ -537,6 +537,26 @@ def test_flipped_bits(tmp_path, kind):
     assert not all(results)
 
 
+def test_flipped_bits_of_weights_in_an_archive(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    first = whole.index(bytes(4000))
+    for place in random.Random(2).sample(range(8 * first, 8 * (first + 4000)), 20):
+        path.write_bytes(flipped(whole, place))
+        refused(path, "its file 'data/0' is damaged")
+
+
+def test_archives_without_checksums_are_read(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read(path)["w"].tolist() == [1, 1, 1]
+
+
 def flipped(content, place):
     changed = bytearray(content)
     changed[place // 8] ^= 1 << place % 8
