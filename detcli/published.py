@@ -32,6 +32,10 @@ SHARED_MASKS: dict[str, Any] = {"mask_roi_extractor": None, "mask_convs": 0, "ma
 EVERY_BEST_ANCHOR: dict[str, Any] = {"min_positive": 0.0, "low_quality_gt": "best"}
 """Detectron and Detectron2: the best anchors of an object are trained, however bad, for their own best object."""
 
+DETECTRON2_RESIZE: dict[str, Any] = {"resize_with": "pillow"}
+
+DETECTRON2_DATA: dict[str, Any] = {**SIX_SIZES, **DETECTRON2_RESIZE}
+
 DETECTRON2_SCHED: dict[str, Any] = {"warmup_iters": 1000}
 
 DETECTRON2_RPN: dict[str, Any] = {

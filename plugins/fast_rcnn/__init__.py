@@ -3,6 +3,7 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import (
     C4,
+    DETECTRON2_DATA,
     DETECTRON2_SCHED,
     DETECTRON_BOXES,
     DETECTRON_C4,
@@ -12,7 +13,6 @@ from detcli.published import (
     LEGACY_BOXES,
     LEGACY_OPTIM,
     LEGACY_SCHED,
-    SIX_SIZES,
     UNPADDED,
 )
 
@@ -36,7 +36,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON2_SCHED,
             args={"clamp_below": False},
-            data=SIX_SIZES,
+            data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
         Recipe(

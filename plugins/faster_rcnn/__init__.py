@@ -7,6 +7,8 @@ from detcli.published import (
     C4,
     DC5,
     DETECTRON2_C4,
+    DETECTRON2_DATA,
+    DETECTRON2_RESIZE,
     DETECTRON2_RPN,
     DETECTRON2_SCHED,
     DETECTRON_BOXES,
@@ -27,7 +29,12 @@ from detcli.published import (
 DC5_BACKBONE = {"name": "r50_caffe", **DC5}
 DC5_ARGS = {**ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_border": 0}
 
-DETECTRON2: dict[str, Any] = {"model": "faster_rcnn", "sched": "90k", "sched_args": DETECTRON2_SCHED, "data": SIX_SIZES}
+DETECTRON2: dict[str, Any] = {
+    "model": "faster_rcnn",
+    "sched": "90k",
+    "sched_args": DETECTRON2_SCHED,
+    "data": DETECTRON2_DATA,
+}
 DETECTRON2_ONE_MAP = {**DETECTRON2_RPN, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
 
 DEMO = {
@@ -129,7 +136,7 @@ plugin = Plugin(
             sched_args={"unit": "iter", "length": 18_000, "drops": [12_000, 16_000], "warmup_iters": 100},
             args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
             input=UNPADDED,
-            data={"resize": [(1333, side) for side in range(480, 801, 32)]},
+            data={"resize": [(1333, side) for side in range(480, 801, 32)], **DETECTRON2_RESIZE},
             eval={"evaluator": "voc07"},
             summary="as Detectron2 trains it on Pascal VOC, with the last stage on RoIs",
         ),

@@ -1,7 +1,7 @@
 """Faster R-CNN with the keypoints of each detection."""
 
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_RPN, DETECTRON2_SCHED, SIX_SIZES
+from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
 
 # In a few hundred steps from random weights: fewer and narrower layers.
 DEMO = {
@@ -31,7 +31,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
-            data=SIX_SIZES,
+            data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
     ],

@@ -7,6 +7,8 @@ from detcli.published import (
     C4,
     DC5,
     DETECTRON2_C4,
+    DETECTRON2_DATA,
+    DETECTRON2_RESIZE,
     DETECTRON2_RPN,
     DETECTRON2_SCHED,
     DETECTRON_BOXES,
@@ -30,7 +32,12 @@ from detcli.published import (
 # MMDetection alone matches objects with RoIs that overlap them little.
 NO_LOW_QUALITY = {"assigner": {"match_low_quality": False}}
 
-DETECTRON2: dict[str, Any] = {"model": "mask_rcnn", "sched": "90k", "sched_args": DETECTRON2_SCHED, "data": SIX_SIZES}
+DETECTRON2: dict[str, Any] = {
+    "model": "mask_rcnn",
+    "sched": "90k",
+    "sched_args": DETECTRON2_SCHED,
+    "data": DETECTRON2_DATA,
+}
 DETECTRON2_ARGS = {**DETECTRON2_RPN, **NO_LOW_QUALITY}
 DETECTRON2_ONE_MAP = {**DETECTRON2_ARGS, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
 
@@ -114,7 +121,11 @@ plugin = Plugin(
             sched_args={"unit": "iter", "length": 24_000, "drops": [18_000], "warmup_iters": 1000},
             optim={"lr": 0.01, "batch": 8},
             args=DETECTRON2_ARGS,
-            data={"resize": [(2048, side) for side in range(800, 1025, 32)], "test_resize": (2048, 1024)},
+            data={
+                "resize": [(2048, side) for side in range(800, 1025, 32)],
+                "test_resize": (2048, 1024),
+                **DETECTRON2_RESIZE,
+            },
             eval={"evaluator": "cityscapes"},
             summary="as Detectron2 trains it on Cityscapes, from a model of COCO",
         ),
@@ -125,7 +136,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2_ARGS, "score_threshold": 1e-4, "max_per_image": 300},
-            data={**SIX_SIZES, "repeat_threshold": 0.001, "repeat_rounding": "drawn"},
+            data={**DETECTRON2_DATA, "repeat_threshold": 0.001, "repeat_rounding": "drawn"},
             eval={"evaluator": "lvis"},
             summary="as Detectron2 trains it on LVIS, repeating pictures of rare classes",
         ),

@@ -1,7 +1,7 @@
 """Mask R-CNN with classes of stuff for every pixel that no object has."""
 
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_RPN, DETECTRON2_SCHED, SIX_SIZES
+from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
 
 # In a few hundred steps from random weights: narrower layers, and stuff of any size, since pictures are small.
 DEMO = {
@@ -34,7 +34,7 @@ plugin = Plugin(
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
             optim={"norm_decay": 0.0},
-            data={**SIX_SIZES, "keep_empty": True},
+            data={**DETECTRON2_DATA, "keep_empty": True},
             summary="as Detectron2 trains it",
         ),
     ],

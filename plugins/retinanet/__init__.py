@@ -4,13 +4,13 @@ from typing import Any
 
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import (
+    DETECTRON2_DATA,
     DETECTRON2_SCHED,
     DETECTRON_OPTIM,
     DETECTRON_SCHED,
     LEGACY_OPTIM,
     LEGACY_SCHED,
     LEGACY_STYLES,
-    SIX_SIZES,
 )
 
 OPTIM = {"lr": 0.01}
@@ -65,7 +65,7 @@ plugin = Plugin(
                 "clamp_below": False,
                 "clip": "after_nms",
             },
-            data=SIX_SIZES,
+            data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
         Recipe(

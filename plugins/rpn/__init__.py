@@ -2,6 +2,7 @@
 
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import (
+    DETECTRON2_DATA,
     DETECTRON2_SCHED,
     DETECTRON_ANCHORS,
     DETECTRON_OPTIM,
@@ -13,7 +14,6 @@ from detcli.published import (
     LEGACY_SCHED,
     LEGACY_STYLES,
     ONE_MAP,
-    SIX_SIZES,
     UNPADDED,
 )
 
@@ -51,7 +51,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2, "nms_pre": 1000},
-            data=SIX_SIZES,
+            data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
         Recipe(
@@ -62,7 +62,7 @@ plugin = Plugin(
             sched_args=DETECTRON2_SCHED,
             args={**DETECTRON2, **ONE_MAP, "anchor_order": "scale", "nms_pre": 12000},
             input=UNPADDED,
-            data=SIX_SIZES,
+            data=DETECTRON2_DATA,
             summary="as Detectron2 trains it on the map of the third stage",
         ),
         Recipe(

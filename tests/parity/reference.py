@@ -131,6 +131,11 @@ def batch(case, normalizer):
         return Batch(torch.from_numpy(rule.make_input(height, width, seed)), sizes, [target])
     proposals, _ = rule.make_proposals_detectron2(height, width)
     target = Target(boxes, labels, masks, proposals=torch.from_numpy(proposals))
+    if "gt_keypoints" in case["train"]:
+        target.keypoints = torch.tensor(case["train"]["gt_keypoints"])
+    if "sem_seg" in case["inference"]:
+        stuff = case["cfg"]["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] - 1
+        target.semantic = torch.from_numpy(rule.make_semantic_detectron2(height, width, class_count(case), stuff))
     bgr = torch.from_numpy(rule.make_image_detectron2(height, width, seed))
     return normalizer(Batch(bgr.flip(0)[None], sizes, [target]))
 
@@ -160,6 +165,16 @@ def detections(case):
         found["labels"] = found["classes"]
         rle = found.get("mask_rle_first5")
     return found | {"mask_size": tuple(rle[0]["size"]) if rle else None}
+
+
+def segments(case):
+    """Return label and pixels of each panoptic segment, in order, and of what has none; None for other models."""
+    if "panoptic" not in case["inference"]:
+        return None
+    found = case["inference"]["panoptic"]
+    things = class_count(case)
+    labels = [part["category_id"] + (0 if part["isthing"] else things - 1) for part in found["segments"]]
+    return labels, [part["area_in_map"] for part in found["segments"]], found["void_area"]
 
 
 def losses(case):
@@ -262,6 +277,7 @@ def _detectron2_settings(cfg):
         "train.precision": "fp16" if solver["AMP"]["ENABLED"] else "fp32",
         "data.resize": [(sizes["MAX_SIZE_TRAIN"], side) for side in sizes["MIN_SIZE_TRAIN"]],
         "data.resize_mode": {"choice": "value"}.get(sizes["MIN_SIZE_TRAIN_SAMPLING"], sizes["MIN_SIZE_TRAIN_SAMPLING"]),
+        "data.resize_with": "pillow",
         "data.test_resize": (sizes["MAX_SIZE_TEST"], sizes["MIN_SIZE_TEST"]),
         "input.mean": tuple(model["PIXEL_MEAN"]),
         "input.std": tuple(model["PIXEL_STD"]),
