@@ -139,9 +139,9 @@ class Panoptic:
 class Detections:
     """What a model found in one image, best score first.
 
-    boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of two forms: crops
-    [D,S,S] of probabilities inside each box, or masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y,
-    score).
+    boxes [D,4] float32 xyxy in pixels; scores [D] in 0..1; labels [D] int64. Masks come in one of three forms: crops
+    [D,S,S] of probabilities inside each box, maps [D,h,w] of probabilities on the whole image at any resolution, or
+    masks [D,H,W] of 0 and 1 for the whole image. keypoints [D,K,3] (x, y, score).
 
     Of the whole image, an index on detections leaves these as they are: semantic [C,h,w] logits of the pixels' classes,
     as the network has them; panoptic, what they and the detections were merged to.
@@ -151,6 +151,7 @@ class Detections:
     scores: Tensor
     labels: Tensor
     mask_crops: Tensor | None = None
+    mask_maps: Tensor | None = None
     masks: Tensor | None = None
     keypoints: Tensor | None = None
     semantic: Tensor | None = None

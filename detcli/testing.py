@@ -253,7 +253,7 @@ def _check_detections(name: str, model: Detector, found: list[Detections], batch
         _require(((scores >= 0) & (scores <= 1)).all(), f"model {name!r}: scores must be in 0..1.")
         valid = labels.dtype == torch.int64 and ((labels >= 0) & (labels < NUM_CLASSES)).all()
         _require(valid, f"model {name!r}: labels must be int64 in 0..{NUM_CLASSES - 1}.")
-        masks = one.masks if one.mask_crops is None else one.mask_crops
+        masks = next((form for form in (one.mask_crops, one.mask_maps, one.masks) if form is not None), None)
         masked = "mask" not in model.tasks or (masks is not None and len(masks) == len(scores))
         _require(masked, f"model {name!r} has the task 'mask', but not a mask for each detection.")
         points = one.keypoints

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from detcli.data.annotations import PIXEL_CENTRE
 from detcli.data.panoptic import encode_ids
-from detcli.nn.masks import paste_masks, paste_regions
+from detcli.nn.masks import paste_masks, paste_regions, resize_masks, resize_regions
 from detcli.structures import ClassMap, Detections, ImageInfo, Panoptic
 
 
 def rescale_boxes(detections: Detections, info: ImageInfo) -> Detections:
     """Return the detections in pixels of the original picture, clipped to it, without empty boxes.
 
-    Keypoints move with the boxes. Mask crops stay crops: `to_coco` and `detcli.visual.draw` take them as they
-    are.
+    Keypoints move with the boxes. Mask crops and maps stay what they are: `to_coco` and
+    `detcli.visual.draw` take them so.
     """
     height, width = info.original_size
     scale = detections.boxes.new_tensor([width / info.size[1], height / info.size[0]])
@@ -40,17 +40,20 @@ def rescale_boxes(detections: Detections, info: ImageInfo) -> Detections:
 def rescale(detections: Detections, info: ImageInfo) -> Detections:
     """Return the detections in pixels of the original picture, with masks [D,H,W] of the whole picture.
 
-    H*W bytes for each detection with a mask; `rescale_boxes` keeps the crops instead.
+    H*W bytes for each detection with a mask; `rescale_boxes` keeps crops and maps instead.
     """
     return paste(rescale_boxes(detections, info), info)
 
 
 def paste(detections: Detections, info: ImageInfo) -> Detections:
-    """Return detections in pixels of the original picture with masks [D,H,W] of the whole picture in place of crops."""
-    if detections.mask_crops is None:
+    """Return detections in pixels of the original picture, masks [D,H,W] of all of it in place of crops or maps."""
+    if detections.mask_crops is not None:
+        masks = paste_masks(detections.mask_crops, detections.boxes, info.original_size)
+    elif detections.mask_maps is not None:
+        masks = resize_masks(detections.mask_maps, info.original_size)
+    else:
         return detections
-    masks = paste_masks(detections.mask_crops, detections.boxes, info.original_size)
-    return replace(detections, mask_crops=None, masks=masks)
+    return replace(detections, mask_crops=None, mask_maps=None, masks=masks)
 
 
 def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[dict[str, Any]]:
@@ -66,7 +69,7 @@ def to_coco(detections: Detections, info: ImageInfo, classes: ClassMap) -> list[
         {"image_id": info.image_id, "category_id": classes.ids[label], "bbox": box, "score": score}
         for box, score, label in found
     ]
-    if detections.masks is not None or detections.mask_crops is not None:
+    if any(form is not None for form in (detections.masks, detections.mask_crops, detections.mask_maps)):
         for result, (left, top, mask) in zip(results, mask_regions(detections, info.original_size), strict=True):
             result["segmentation"] = run_lengths(mask, left, top, info.original_size)
     if detections.keypoints is not None:
@@ -101,6 +104,9 @@ def mask_regions(
         yield from ((0, 0, mask) for mask in detections.masks.cpu().numpy())
     elif detections.mask_crops is not None:
         for left, top, mask in paste_regions(detections.mask_crops, detections.boxes, size):
+            yield left, top, mask.numpy()
+    elif detections.mask_maps is not None:
+        for left, top, mask in resize_regions(detections.mask_maps, size):
             yield left, top, mask.numpy()
 
 

@@ -1,8 +1,10 @@
-"""Between masks of whole images and small square masks inside boxes."""
+"""Masks of whole images, from small square masks inside boxes or from coarse maps, and back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +63,45 @@ def paste_regions(
         yield region[0], region[1], _resample(crop[None], box[None], region)[0] >= threshold
 
 
+def resize_masks(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Return the masks of the whole image: uint8 [D,H,W], 1 where the resampled map is above `threshold`.
+
+    maps [D,h,w] of probabilities on the whole image; size (H, W). Resampling is bilinear at pixel centres, with the
+    values at the borders of a map beyond the centres of its outermost cells.
+    """
+    masks = torch.zeros(len(maps), *size, dtype=torch.uint8, device=maps.device)
+    chunk = max(1, PASTE_PIXELS // max(1, size[0] * size[1])) if maps.is_cuda else 1
+    for first in range(0, len(maps), chunk):
+        part = slice(first, first + chunk)
+        resized = functional.interpolate(maps[None, part].float(), size, mode="bilinear", align_corners=False)[0]
+        masks[part] = resized > threshold
+    return masks
+
+
+def resize_regions(maps: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield each mask of `resize_masks` as (left, top, bool [h,w]): only the pixels near cells above 0, on the CPU.
+
+    The rest of the image is 0. Takes memory for one mask at a time.
+    """
+    height, width = size
+    for cells in maps.float().cpu():
+        filled = cells > 0
+        left, right = _span(filled.any(0), width)
+        top, bottom = _span(filled.any(1), height)
+        whole = cells.new_tensor([[0, 0, width, height]])
+        yield left, top, _resample(cells[None], whole, (left, top, right, bottom), "border")[0] > threshold
+
+
+def _span(filled: Tensor, length: int) -> tuple[int, int]:
+    """Return the pixels [first, last) of `length` that the `filled` cells [n] of a row can make non-zero."""
+    index = filled.nonzero()[:, 0].tolist()
+    if not index:
+        return 0, 0
+    pixels = length / len(filled)
+    # A cell reaches to the centres of its neighbours.
+    return max(0, math.floor((index[0] - 0.5) * pixels)), min(length, math.ceil((index[-1] + 1.5) * pixels))
+
+
 def _regions(boxes: Tensor, side: int, size: tuple[int, int]) -> list[list[int]]:
     """Return the pixels [left, top, right, bottom) that crops of `side` can make non-zero."""
     reach = (boxes[:, 2:] - boxes[:, :2]) / (2 * side)
@@ -71,8 +112,13 @@ def _regions(boxes: Tensor, side: int, size: tuple[int, int]) -> list[list[int]]
     return regions
 
 
-def _resample(crops: Tensor, boxes: Tensor, region: Sequence[int]) -> Tensor:
-    """Return the values of `crops` at the pixel centres of `region`: float32 [D,h,w]."""
+def _resample(
+    crops: Tensor, boxes: Tensor, region: Sequence[int], outside: Literal["zeros", "border"] = "zeros"
+) -> Tensor:
+    """Return the values of `crops` at the pixel centres of `region`: float32 [D,h,w].
+
+    Around a crop are `zeros`, or the values at its border.
+    """
     left, top, right, bottom = region
     columns = torch.arange(left, right, device=boxes.device) + 0.5
     rows = torch.arange(top, bottom, device=boxes.device) + 0.5
@@ -80,4 +126,4 @@ def _resample(crops: Tensor, boxes: Tensor, region: Sequence[int]) -> Tensor:
     y = (rows - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2]) * 2 - 1
     shape = (len(boxes), len(rows), len(columns))
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
-    return functional.grid_sample(crops[:, None], grid, align_corners=False)[:, 0]
+    return functional.grid_sample(crops[:, None], grid, padding_mode=outside, align_corners=False)[:, 0]

@@ -77,6 +77,19 @@ def test_crops_and_pasted_masks_give_the_same_results():
     np.testing.assert_array_equal(decode(from_crops[1]["segmentation"]), pasted[1])
 
 
+def test_maps_become_masks_of_the_original_picture():
+    maps = torch.zeros(3, 6, 10)
+    maps[:, 1:5, 2:4] = 1
+    found = detections(mask_maps=maps)
+    result = rescale(found, INFO)
+    assert result.mask_maps is None
+    assert result.masks.shape == (2, 60, 100)
+    assert result.masks[0].sum() == 40 * 20 - 4 * 10  # in a corner, a value fades along both axes
+    assert result.masks[0, 25:35, 25:35].all()
+    from_maps = to_coco(rescale_boxes(found, INFO), INFO, CLASSES)
+    assert from_maps == to_coco(result, INFO, CLASSES)
+
+
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 0.98, 1.0])
 def test_run_lengths_are_those_of_pycocotools(density):
     random = np.random.default_rng(0)

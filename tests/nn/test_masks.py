@@ -9,7 +9,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from detcli.nn.masks import crop_masks, paste_masks
+from detcli.nn.masks import crop_masks, paste_masks, resize_masks, resize_regions
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "data" / "masks.json.gz").read_bytes()))
 
@@ -65,3 +65,27 @@ def test_crop_with_more_masks_than_boxes():
 def test_crop_without_masks():
     crops = crop_masks(torch.zeros(0, 9, 9), torch.rand(3, 4), torch.zeros(3, dtype=torch.int64), 14)
     torch.testing.assert_close(crops, torch.zeros(3, 14, 14))
+
+
+def test_resized_maps_are_those_of_interpolation_everywhere():
+    maps = torch.zeros(4, 7, 9)
+    maps[0, 2:4, 3:8] = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) + 0.3
+    maps[1, 0, 0] = maps[1, 6, 8] = 1
+    maps[2] = 1
+    for size in ((7, 9), (50, 40), (5, 4), (131, 200)):
+        values = torch.nn.functional.interpolate(maps[None], size, mode="bilinear")[0]
+        for threshold in (0.1, 0.5):
+            assert torch.equal(resize_masks(maps, size, threshold), (values > threshold).byte())
+            regions = resize_regions(maps, size, threshold)
+            for (left, top, mask), expected in zip(regions, values > threshold, strict=True):
+                whole = torch.zeros(size, dtype=torch.bool)
+                whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+                assert torch.equal(whole, expected)
+
+
+def test_resized_regions_are_no_larger_than_their_cells_reach():
+    maps = torch.zeros(2, 10, 10)
+    maps[0, 4, 6] = 1
+    shapes = [(left, top, *mask.shape) for left, top, mask in resize_regions(maps, (100, 200))]
+    assert shapes == [(110, 35, 20, 40), (0, 0, 0, 0)]
+    assert resize_masks(maps[:0], (5, 6)).shape == (0, 5, 6)
