@@ -107,13 +107,11 @@ def convert(
     form: Annotated[
         Literal["coco", "voc", "yolo", "cityscapes"], typer.Argument(help="What the data are.", metavar="FORMAT")
     ],
-    root: Annotated[Path, typer.Argument(help="Their folder, or a COCO JSON file.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
+    root: Annotated[Path, typer.Argument(help="Their folder, or a COCO JSON file.", metavar="ROOT")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", metavar="OUT")],
     to: Annotated[Literal["coco", "yolo"], typer.Option(help="What they become.")] = "coco",
 ) -> None:
     """Write data of one format as a folder of another; pictures are linked to, not copied, where that can be.
-
-    FORMAT is coco, voc, yolo or cityscapes.
 
     detcli data convert voc VOCdevkit voc_coco
 

@@ -96,7 +96,8 @@ def _read_set(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], list[di
     try:
         lines = lists.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DetcliError(f"can't read the set {name} of {folder}: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DetcliError(f"can't read the set {name} of {folder}, {lists}: {reason}.") from None
     for key in (line.split()[0] for line in lines if line.strip()):
         path = folder / year / "Annotations" / f"{key}.xml"
         root = _parse(path)

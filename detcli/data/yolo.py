@@ -6,6 +6,7 @@ picture's width and height.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -72,17 +73,32 @@ def _pictures(folder: Path, settings: dict[str, Any], split: Split) -> list[Path
     base = folder / str(settings.get("path") or "")
     for entry in given if isinstance(given, list) else [given]:
         # Some tools write paths from another place than that of data.yaml.
-        name = str(entry).removeprefix("../").removeprefix("./")
-        place = base / name if (base / name).exists() else folder / name
-        if not place.resolve().is_relative_to(folder.resolve()):
-            raise DetcliError(f"{folder / 'data.yaml'}: {entry} leads out of {folder}. Name a folder in it.")
+        name = str(entry).removeprefix("../")
+        place = _below(folder, base / name if (base / name).exists() else folder / name)
         if place.is_file():
-            found += [place.parent / line.removeprefix("./") for line in place.read_text(encoding="utf-8").splitlines()]
+            found += [_below(folder, place.parent / line.strip()) for line in _lines(place) if line.strip()]
         else:
             found += [path for path in place.glob("**/*") if path.suffix.lower() in ENDINGS]
     if not found:
         raise DetcliError(f"{folder / 'data.yaml'} names {given} for {split}: there are no pictures.")
     return sorted(found)
+
+
+def _below(folder: Path, path: Path) -> Path:
+    """Return `path` as one below `folder`; raises `DetcliError` for one that leads out of it."""
+    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+    if inside.split(os.sep)[0] == os.pardir:
+        raise DetcliError(f"{path} leads out of {folder}, whose data.yaml names it. Name places in the folder.")
+    return folder / inside
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DetcliError(f"can't read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DetcliError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}.") from None
 
 
 def _labels_of(picture: Path, folder: Path) -> Path:
@@ -98,17 +114,17 @@ def _read_labels(path: Path, classes: int, width: int, height: int) -> list[dict
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         words = line.split()
         if not words:
             continue
         try:
-            label, values = int(float(words[0])), [float(word) for word in words[1:]]
+            label, *values = map(float, words)
         except ValueError:
             raise DetcliError(f"{path}, line {number}: {line!r} is not made of numbers.") from None
-        if not 0 <= label < classes:
-            raise DetcliError(f"{path}, line {number}: there is no class {label}; data.yaml names {classes}.")
-        item: dict[str, Any] = {"category_id": label + 1}
+        if label not in range(classes):
+            raise DetcliError(f"{path}, line {number}: there is no class {label:g}; data.yaml names {classes}.")
+        item: dict[str, Any] = {"category_id": int(label) + 1}
         if len(values) == 4:
             x, y, w, h = values
             item["bbox"] = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
@@ -129,13 +145,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     That is the part of YAML that these files use.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DetcliError(f"can't read {path}: {error}.") from None
     settings: dict[str, Any] = {}
     last = ""
-    for line in text.splitlines():
+    for line in _lines(path):
         content = _without_comment(line)
         entry = content.strip()
         if not entry:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -363,3 +364,42 @@ def test_data_can_name_each_split(folder: Any, config: Config, rgb: InputConfig)
     assert open_dataset(settings, "train", rgb).image_ids == [11, 5, 8]
     assert open_dataset(settings, "val", rgb).classes.names[0] == "circle"
     assert open_dataset(config("", train=str(other)), "val", rgb).source.name == str(other)
+
+
+def write_lvis(folder: Path, name: str, **image: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    data = {
+        "images": [
+            {"id": 5, "height": 6, "width": 8, "neg_category_ids": [2], "not_exhaustive_category_ids": [], **image}
+        ],
+        "categories": [{"id": 1, "name": "cat", "frequency": "f"}, {"id": 2, "name": "axolotl", "frequency": "r"}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16}],
+    }
+    (folder / name).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "expected"),
+    [
+        (
+            "lvis_v1_val.json",
+            {"coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg"},
+            "train2017/000000000009.jpg",
+        ),
+        ("lvis_v0.5_val.json", {"file_name": "COCO_val2014_000000000009.jpg"}, "000000000009.jpg"),
+    ],
+)
+def test_lvis_files_are_read_as_they_are(
+    tmp_path: Path, rgb: InputConfig, name: str, image: dict[str, str], expected: str
+) -> None:
+    write_lvis(tmp_path / "lvis", name, **image)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "lvis" / split).mkdir()
+    place = "val2017" if "v0.5" in name else "train2017"
+    Image.new("RGB", (8, 6)).save(tmp_path / "lvis" / place / "000000000009.jpg")
+    dataset = open_dataset(DataConfig(val=str(tmp_path / "lvis")), "val", rgb)
+    assert len(dataset[0].image.shape) == 3
+    truth = dataset.ground_truth()
+    facts = {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    assert truth["images"] == [{"id": 5, "file_name": expected, "height": 6, "width": 8, **facts}]
+    assert [(item["name"], item["frequency"]) for item in truth["categories"]] == [("cat", "f"), ("axolotl", "r")]

@@ -37,6 +37,12 @@ def test_a_task_is_measured_by_the_chosen_evaluator():
     assert not any("evaluator" in note for note in found.notes)
 
 
+def test_a_task_that_the_chosen_one_does_not_measure_is_left_to_the_standard_one():
+    found = measure("cityscapes", "box", TRUTH, [HIT])
+    assert found.metrics == measure("faster", "box", TRUTH, [HIT]).metrics
+    assert found.notes[0] == "box_AP is that of faster: the evaluator cityscapes has none"
+
+
 def test_unknown_evaluators_are_errors_that_name_the_nearest():
     with pytest.raises(UsageError, match=r"unknown evaluator 'fastr': did you mean 'faster'.*detcli list evaluators"):
         resolve("retinanet", settings=["eval.evaluator=fastr"])
