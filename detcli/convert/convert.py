@@ -269,7 +269,9 @@ def _classes(meta: Mapping[str, Any], row: Row | None, source: str) -> ClassMap 
         from detcli.convert import torchvision
 
         return torchvision.CLASS_MAP
-    return CLASSES.get(row.dataset if row else "coco")
+    if row is None:
+        return CLASSES["coco"]
+    return CLASSES.get(f"{row.dataset}_panoptic" if row.task == "panoptic" else row.dataset)
 
 
 def _count_classes(config: RunConfig, tensors: Mapping[str, Tensor], path: Path) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from detcli.structures import ClassMap
 
 COCO_NAMES = """
@@ -15,6 +17,22 @@ COCO_NAMES = """
 77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book, 85 clock, 86 vase, 87 scissors,
 88 teddy bear, 89 hair drier, 90 toothbrush
 """
+
+COCO_STUFF_NAMES = """
+92 banner, 93 blanket, 95 bridge, 100 cardboard, 107 counter, 109 curtain, 112 door-stuff, 118 floor-wood, 119 flower,
+122 fruit, 125 gravel, 128 house, 130 light, 133 mirror-stuff, 138 net, 141 pillow, 144 platform, 145 playingfield,
+147 railroad, 148 river, 149 road, 151 roof, 154 sand, 155 sea, 156 shelf, 159 snow, 161 stairs, 166 tent, 168 towel,
+171 wall-brick, 175 wall-stone, 176 wall-tile, 177 wall-wood, 178 water-other, 180 window-blind, 181 window-other,
+184 tree-merged, 185 fence-merged, 186 ceiling-merged, 187 sky-other-merged, 188 cabinet-merged, 189 table-merged,
+190 floor-other-merged, 191 pavement-merged, 192 mountain-merged, 193 grass-merged, 194 dirt-merged, 195 paper-merged,
+196 food-other-merged, 197 building-other-merged, 198 rock-merged, 199 wall-other-merged, 200 rug-merged
+"""
+
+COCO_KEYPOINTS = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
+)
 
 VOC_NAMES = """
 aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person,
@@ -32,15 +50,17 @@ def _parsed(text: str) -> ClassMap:
 
 
 COCO = _parsed(COCO_NAMES)
+COCO_STUFF = _parsed(COCO_STUFF_NAMES)
 
 CLASSES = {
     "coco": COCO,
-    "coco_person": _parsed("1 person"),
+    "coco_panoptic": replace(COCO, stuff=COCO_STUFF.names, stuff_ids=COCO_STUFF.ids),
+    "coco_person": replace(_parsed("1 person"), keypoints=COCO_KEYPOINTS),
     "coco_person_bicycle_car": _parsed("1 person, 2 bicycle, 3 car"),
     "voc": _parsed(VOC_NAMES),
     "cityscapes": _parsed(CITYSCAPES_NAMES),
 }
-"""By the dataset's name in published rows."""
+"""By the dataset's name in published rows, of those with stuff ``_panoptic`` after it."""
 
 
 def numbered(count: int) -> ClassMap:

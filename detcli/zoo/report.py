@@ -8,6 +8,9 @@ from typing import Any
 from detcli.zoo.rows import SOURCES, rows, source
 from detcli.zoo.status import STATUSES, parity_cases, status
 
+CHECKS = ("weights", "features", "detections", "masks", "keypoints", "segments", "losses", "gradients")
+"""What is compared with reference cases, in this order."""
+
 Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -47,7 +50,7 @@ def parity(cases: Mapping[str, Any] | None = None) -> Lines:
     `cases` are those that the session ``parity`` wrote down, unless given.
     """
     cases = parity_cases() if cases is None else cases
-    checks = max((list(case["measured"]) for case in cases.values()), key=len, default=[])
+    checks = [check for check in CHECKS if any(check in case["measured"] for case in cases.values())]
     lines = []
     for name, case in cases.items():
         measured = [case["measured"].get(check, "") for check in checks]

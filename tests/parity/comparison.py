@@ -18,6 +18,7 @@ from detcli.nn import roi_head
 from detcli.nn.boxes import pairwise_iou
 from detcli.nn.masks import paste_masks
 from detcli.nn.weights import load_weights
+from detcli.structures import ImageInfo
 from detcli.zoo.names import resolve as find_row
 from detcli.zoo.status import digest
 from detcli.zoo.training import training
@@ -29,8 +30,8 @@ ABSOLUTE = 1e-6  # of losses and gradients that are nearly zero
 MATCHED = 0.95  # of the reference's detections
 AREA_TOLERANCE = 0.01  # relative, beside one pixel
 
-CHECKS = ("weights", "features", "detections", "masks", "losses", "gradients")
-"""What is compared, in this order."""
+POINT_TOLERANCE = 1e-2  # pixels
+SCORE_TOLERANCE = 1e-3  # relative, of keypoints
 
 
 @dataclass
@@ -72,6 +73,10 @@ def compare(case, folder):
     outcome.note("detections", f"{len(pairs)} of {len(theirs['scores'])}", _unmatched(theirs, ours, pairs))
     if "mask_areas" in theirs:
         outcome.note("masks", *_mask_areas(theirs, ours, pairs))
+    if "keypoints_first5" in theirs:
+        outcome.note("keypoints", *_keypoints(theirs, ours, pairs))
+    if ours.semantic is not None:
+        outcome.note("segments", *_segments(case, model, ours))
 
     settings = reference.training_settings(case, checkpoint.config.model)
     if settings:
@@ -183,11 +188,39 @@ def _mask_areas(theirs, ours, pairs):
     return f"{len(pairs) - len(off)} of {len(pairs)}", off
 
 
+def _keypoints(theirs, ours, pairs):
+    """Compare places and scores of the best detections' keypoints."""
+    found = [(theirs["keypoints_first5"][index], ours.keypoints[partner]) for index, partner in pairs if index < 5]
+    expected, keypoints = torch.tensor([first for first, _ in found]), torch.stack([second for _, second in found])
+    difference = (keypoints - expected).abs()
+    off = (difference[..., :2].amax(-1) > POINT_TOLERANCE) | (difference[..., 2] > SCORE_TOLERANCE * expected[..., 2])
+    wrong = [f"only {int((~off).sum())} of {off.numel()} are alike"] if off.sum() > (1 - MATCHED) * off.numel() else []
+    return f"{int((~off).sum())} of {off.numel()}", wrong
+
+
+def _segments(case, model, ours):
+    """Compare the logits of stuff, and label and area of each segment."""
+    error = _feature_error(ours.semantic[None], case["inference"]["intermediates"]["sem_seg_logits_stride4"])
+    wrong = [] if error <= FEATURE_TOLERANCE else [f"logits are off by {error:.2g}"]
+    size = tuple(case["input"][key] for key in ("height", "width"))
+    found = model.merge(ours, ImageInfo(0, "", size, size))
+    areas = torch.bincount(found.segments.flatten(), minlength=len(found.labels) + 1).tolist()
+    labels, expected, void = reference.segments(case)
+    if found.labels.tolist() != labels:
+        return f"{len(found.labels)} of {len(labels)}", [*wrong, f"labels are {found.labels.tolist()}, not {labels}"]
+    off = [
+        f"{ours} pixels for {theirs}"
+        for ours, theirs in zip(areas, [void, *expected], strict=True)
+        if abs(ours - theirs) > AREA_TOLERANCE * theirs + 1
+    ]
+    return f"{len(labels) + 1 - len(off)} of {len(labels) + 1}", wrong + off
+
+
 def _backward(model, batch):
     """Return the losses by name, their gradients computed, with normalisation layers in eval mode."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout | nn.MultiheadAttention):
             module.eval()
     model.zero_grad()
     losses = {name: value for name, value in model(batch).items() if "loss" in name}

@@ -198,11 +198,14 @@ def settings(case):
 def _mmdet_settings(case):
     train = case["data"]["train"]
     times = train.get("times", 1)
-    resize = next(step for step in train.get("dataset", train)["pipeline"] if step["type"] == "Resize")
+    pipeline = train.get("dataset", train)["pipeline"]
+    policies = next((step["policies"] for step in pipeline if step["type"] == "AutoAugment"), None)
+    resize = next(step for step in (policies[0] if policies else pipeline) if step["type"] == "Resize")
     several = isinstance(resize["img_scale"][0], list)
     scales = resize["img_scale"] if several else [resize["img_scale"]]
     test = next(step for step in case["data"]["test"]["pipeline"] if step["type"] == "MultiScaleFlipAug")
-    per_parameter = case["optimizer"].get("paramwise_cfg", {})
+    optimizer = case["optimizer"]
+    per_parameter = optimizer.get("paramwise_cfg", {})
     clip = (case.get("optimizer_config") or {}).get("grad_clip") or {}
     lr, norm = case["lr_config"], case["img_norm_cfg"]
     return {
@@ -214,22 +217,32 @@ def _mmdet_settings(case):
             if lr.get("warmup")
             else {"sched.warmup": "none"}
         ),
-        "optim.lr": case["optimizer"]["lr"],
-        "optim.momentum": case["optimizer"]["momentum"],
-        "optim.weight_decay": case["optimizer"]["weight_decay"],
+        "optim.name": optimizer["type"].lower(),
+        "optim.lr": optimizer["lr"],
+        **({"optim.momentum": optimizer["momentum"]} if "momentum" in optimizer else {}),
+        "optim.weight_decay": optimizer["weight_decay"],
         "optim.batch": case["auto_scale_lr"]["base_batch_size"],
         "optim.clip_norm": clip.get("max_norm"),
         "optim.bias_lr": per_parameter.get("bias_lr_mult", 1.0),
         "optim.bias_decay": per_parameter.get("bias_decay_mult"),
+        "optim.backbone_lr": per_parameter.get("custom_keys", {}).get("backbone", {}).get("lr_mult", 1.0),
         "train.precision": "fp16" if "fp16" in case else "fp32",
-        "data.resize": [tuple(scale) for scale in scales],
+        "data.resize": [tuple(sorted(scale, reverse=True)) for scale in scales],
         "data.resize_mode": resize.get("multiscale_mode", "range") if several else "value",
+        "data.before_resize": [_window(*policies[1][:2])] if policies else [],
         "data.test_resize": tuple(test["img_scale"]),
         "input.mean": tuple(norm["mean"]),
         "input.std": tuple(norm["std"]),
         "input.channels": "rgb" if norm["to_rgb"] else "bgr",
-        "input.pad_divisor": 32,
+        "input.pad_divisor": next(step["size_divisor"] for step in pipeline if step["type"] == "Pad"),
     }
+
+
+def _window(resize, crop):
+    """Return the transform that cuts a window of any size out of a picture that was resized."""
+    longest, shortest = zip(*(sorted(scale, reverse=True) for scale in resize["img_scale"]), strict=True)
+    sides = dict(zip(("least", "most"), crop["crop_size"], strict=True))
+    return {"name": "random_size_crop", "probability": 0.5, "longest": longest[0], "shortest": shortest, **sides}
 
 
 def has_polygons(case):

@@ -134,6 +134,17 @@ def make_proposals_detectron2(height, width, count=200, seed=2):
     return boxes[order], logits[order]
 
 
+def make_semantic_detectron2(height, width, things, stuff):
+    """Return semantic labels [height,width] uint8, those of `stuff` after `things`, in squares of 32 pixels.
+
+    Detectron2's labels have one, 0, for all things; it is that of the first thing here.
+    """
+    row, column = np.mgrid[:height, :width] // 32
+    labels = (row * 5 + column * 3) % (stuff + 1)
+    labels = np.where(labels == 0, 0, labels + things - 1)
+    return np.where((row + column) % 7 == 6, 255, labels).astype(np.uint8)
+
+
 def _generator(name):
     return np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
 
