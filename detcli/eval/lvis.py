@@ -9,10 +9,12 @@ Dollár, Girshick, "LVIS: A Dataset for Large Vocabulary Instance Segmentation",
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detcli.errors import DetcliError
 from detcli.eval.coco import SIZES, accumulated, class_names, explained, percent, usable_objects, usable_results
@@ -20,6 +22,9 @@ from detcli.eval.evaluator import MAIN, Evaluator, Result
 
 MAX_DETECTIONS = 300
 """How many detections of a picture count, those of all categories together."""
+
+AT_ONCE = 20
+"""How many categories are measured together."""
 
 FREQUENCIES = {
     "r": "rare categories (in up to 10 pictures)",
@@ -48,10 +53,8 @@ def evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], *, tas
     searched |= {(item["image_id"], item["category_id"]) for item in objects}
     found = [item for item in usable if item["area"] > 0 and (item["image_id"], item["category_id"]) in searched]
 
-    dataset = {"images": images, "categories": categories, "annotations": objects}
-    detected = {"images": images, "categories": categories, "annotations": found}
-    iou_type = "segm" if task == "mask" else "bbox"
-    precision, recall = accumulated("faster", dataset, detected, iou_type, [MAX_DETECTIONS], lvis_style=True)
+    ordered = sorted(categories, key=lambda category: category["id"])
+    precision, recall = _accumulated(images, ordered, objects, found, "segm" if task == "mask" else "bbox")
 
     main = MAIN[task]
     prefix = main.partition("_")[0]
@@ -63,7 +66,6 @@ def evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], *, tas
     }
     for position, size in enumerate(SIZES, 1):
         metrics[f"{prefix}_AP{size}"] = percent(precision[..., position, -1])
-    ordered = sorted(categories, key=lambda category: category["id"])
     for frequency in FREQUENCIES:
         chosen = [position for position, category in enumerate(ordered) if category["frequency"] == frequency]
         metrics[f"{prefix}_AP{frequency}"] = percent(precision[:, :, chosen, 0, -1])
@@ -77,6 +79,41 @@ def evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], *, tas
         if metrics[main] != -1 and metrics[f"{prefix}_AP{frequency}"] == -1:
             notes.append(f"no objects of {description}: {prefix}_AP{frequency} is -1")
     return Result(metrics, per_class, notes)
+
+
+def _accumulated(
+    images: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+    objects: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    iou_type: str,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision [10,101,K,4,1] and recall [10,K,4,1], -1 where there are no objects.
+
+    It takes some categories at a time, with the pictures that have them: the evaluation keeps something for each pair
+    of a picture and a category, of which LVIS has 24 million.
+    """
+    part_of = {category["id"]: position // AT_ONCE for position, category in enumerate(categories)}
+    objects_of, found_of = (_grouped(items, lambda item: part_of[item["category_id"]]) for items in (objects, found))
+    parts = []
+    for number, first in enumerate(range(0, len(categories), AT_ONCE)):
+        shown = {item["image_id"] for item in (*objects_of[number], *found_of[number])}
+        contents = {
+            "images": [image for image in images if image["id"] in shown],
+            "categories": categories[first : first + AT_ONCE],
+        }
+        dataset, detected = ({**contents, "annotations": own[number]} for own in (objects_of, found_of))
+        parts.append(accumulated("faster", dataset, detected, iou_type, [MAX_DETECTIONS], lvis_style=True))
+    return np.concatenate([part[0] for part in parts], axis=2), np.concatenate([part[1] for part in parts], axis=1)
+
+
+def _grouped(
+    items: list[dict[str, Any]], key: Callable[[dict[str, Any]], Any]
+) -> defaultdict[Any, list[dict[str, Any]]]:
+    grouped: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for item in items:
+        grouped[key(item)].append(item)
+    return grouped
 
 
 def _require_lvis(images: list[dict[str, Any]], categories: list[dict[str, Any]]) -> None:
@@ -93,11 +130,8 @@ def _require_lvis(images: list[dict[str, Any]], categories: list[dict[str, Any]]
 
 def _best(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the best `MAX_DETECTIONS` results of each picture."""
-    by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
-        by_image[result["image_id"]].append(result)
     best: list[dict[str, Any]] = []
-    for found in by_image.values():
+    for found in _grouped(results, lambda result: result["image_id"]).values():
         order = np.argsort([-result["score"] for result in found], kind="stable")[:MAX_DETECTIONS]
         best += [found[position] for position in order] if len(found) > MAX_DETECTIONS else found
     return best
