@@ -23,7 +23,7 @@ from detcli.config import DataConfig, InputConfig
 from detcli.data.annotations import PIXEL_CENTRE, Annotations, Category, PanopticData, Source, bitmaps
 from detcli.data.coco import CocoSource
 from detcli.data.images import Pixels
-from detcli.data.panoptic import encode_ids
+from detcli.data.panoptic import encode_ids, segments_info
 from detcli.data.proposals import Proposals
 from detcli.data.sampling import repeat_factors
 from detcli.data.sources import (
@@ -198,16 +198,12 @@ class DetectionDataset(Dataset[Sample]):
             found = source.segments(index)
             height, width = found.ids.shape
             name = self.source.file_name(index)
-            infos = zip(found.numbers.tolist(), found.categories.tolist(), found.crowd.tolist(), strict=True)
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations.append(
                 {
                     "image_id": image_id,
                     "file_name": f"{Path(name).stem}.png",
-                    "segments_info": [
-                        {"id": number, "category_id": category, "iscrowd": int(crowd)}
-                        for number, category, crowd in infos
-                    ],
+                    "segments_info": segments_info(found),
                     "png": encode_ids(found.ids),
                 }
             )

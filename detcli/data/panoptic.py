@@ -31,6 +31,16 @@ def encode_ids(ids: NDArray[Any]) -> bytes:
     return bytes(cv2.imencode(".png", colours)[1])
 
 
+def segments_info(segments: Segments) -> list[dict[str, Any]]:
+    """Return what COCO's JSON says of segments."""
+    infos = []
+    for number, category, crowd in zip(segments.numbers, segments.categories, segments.crowd, strict=True):
+        mask = (segments.ids == number).view(np.uint8)
+        info = {"id": int(number), "category_id": int(category), "iscrowd": int(crowd)}
+        infos.append(info | {"area": int(mask.sum()), "bbox": list(cv2.boundingRect(mask))})
+    return infos
+
+
 def decode_ids(data: bytes, size: tuple[int, int], name: object) -> NDArray[np.int32]:
     """Return the ids [H,W] in a PNG file that must have `size` (height, width).
 
