@@ -1,7 +1,8 @@
 """Runs reference cases and says what came of each: ``nox -s parity``, or with names of cases or parts of them.
 
-All committed cases are written to zoo/parity.json; those of another folder (``DETCLI_PARITY=FOLDER``) and a choice are
-only printed. The exit status is 1 when a case fails; one that is not supported does.
+What came of committed cases is written to zoo/parity.json, where those that were not chosen stay as they are; cases of
+another folder (``DETCLI_PARITY=FOLDER``) are only printed. The exit status is 1 when a case fails; one that is not
+supported does.
 """
 
 import json
@@ -17,7 +18,7 @@ import reference
 from detcli.cli.text import aligned
 from detcli.errors import DetcliError
 from detcli.zoo.report import parity
-from detcli.zoo.status import PARITY, digest
+from detcli.zoo.status import PARITY, digest, parity_cases
 
 
 def main():
@@ -25,20 +26,20 @@ def main():
     folder = Path(os.environ.get("DETCLI_PARITY") or reference.CASES)
     wanted = sys.argv[1:]
     cases = [name for name in reference.names(folder) if not wanted or any(part in name for part in wanted)]
-    results = {}
+    results = dict(parity_cases()) if folder == reference.CASES else {}
     for number, name in enumerate(sorted(cases, key=lambda name: bool(reference.load(name, folder)["alias"])), 1):
         start = time.monotonic()
         results[name] = result(name, folder, results)
         text = "passes" if results[name]["passes"] else f"fails: {results[name]['wrong'][0]}"
         print(f"{number}/{len(cases)} {name}: {text} ({time.monotonic() - start:.0f} s)", flush=True)
-    results = dict(sorted(results.items()))
-    for line in aligned(*parity(results)):
+    for line in aligned(*parity({name: results[name] for name in cases})):
         print(line)
-    if folder == reference.CASES and not wanted:
-        PARITY.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    failed = sum(not found["passes"] for found in results.values())
-    print(f"{len(results) - failed} of {len(results)} cases pass")
-    return int(failed > 0 or not results)
+    if folder == reference.CASES:
+        kept = {name: results[name] for name in reference.names() if name in results}
+        PARITY.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    failed = sum(not results[name]["passes"] for name in cases)
+    print(f"{len(cases) - failed} of {len(cases)} cases pass")
+    return int(failed > 0 or not cases)
 
 
 def result(name, folder, results):
