@@ -29,7 +29,7 @@ class AnchorGenerator:
       are one more).
 
     `center_offset` is the place of an anchor's middle in its cell, in base sizes, for ``v1`` less a pixel;
-    None: 0.5 for ``v1`` and ``detectron``, 0 for others.
+    None: 0.5 for ``v1`` and ``detectron``, 0 for others. `centers` are these places in pixels, one a level.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class AnchorGenerator:
         scales_per_octave: int = 1,
         base_sizes: Sequence[float] | None = None,
         center_offset: float | None = None,
+        centers: Sequence[float] | None = None,
         order: Literal["ratio", "scale"] = "ratio",
         style: AnchorStyle = "exact",
     ) -> None:
@@ -70,9 +71,9 @@ class AnchorGenerator:
         offset = center_offset
         if offset is None:
             offset = 0.5 if style in ("v1", "detectron") else 0.0
-        centers = offset * (sides - pixel)[:, None, None]
+        middles = offset * (sides - pixel) if centers is None else torch.tensor(centers, dtype=torch.float32)
         half = 0.5 * (shapes - pixel)
-        base = torch.cat([centers - half, centers + half], dim=-1)
+        base = torch.cat([middles[:, None, None] - half, middles[:, None, None] + half], dim=-1)
         self.base_anchors = base.round() if style in ("v1", "torchvision") else base
         self._cache: dict[tuple[tuple[tuple[int, int], ...], torch.device], list[Tensor]] = {}
 

@@ -40,6 +40,7 @@ def max_iou(
     min_positive: float = 0.0,
     match_low_quality: bool = True,
     low_quality_gt: Literal["own", "best"] = "own",
+    claim_all: bool = True,
     ignore_iof: float = -1.0,
 ) -> AnchorAssigner:
     """Return an assigner by largest IoU (Ren et al. 2015, section 3.1.2).
@@ -47,7 +48,8 @@ def max_iou(
     An anchor is positive for its best object at an IoU of `positive` or more, negative below `negative`,
     ignored between. With `match_low_quality`, the anchors that overlap an object most (by `min_positive` or
     more, and more than 0) become positive too: for that object (`own`, as in MMDetection, the last one where
-    several claim an anchor) or for the anchor's own `best` (as in Detectron2). Anchors of which a part
+    several claim an anchor) or for the anchor's own `best` (as in Detectron2). Of anchors that overlap it equally it
+    claims all, or only the first without `claim_all`. Anchors of which a part
     greater than `ignore_iof` is covered by a crowd region are ignored; -1 looks at no crowd regions.
     """
 
@@ -71,6 +73,8 @@ def max_iou(
                 peak = iou.amax(1, keepdim=True)
                 index = torch.arange(first, first + len(boxes), device=anchors.device)[:, None]
                 claims = (iou == peak) & (peak > 0) & (peak >= min_positive)
+                if not claim_all:
+                    claims &= claims.cumsum(1) == 1
                 low_quality_for = torch.maximum(low_quality_for, torch.where(claims, index, NEGATIVE).amax(0))
             first += len(boxes)
 

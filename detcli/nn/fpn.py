@@ -20,13 +20,15 @@ def fpn(
     start_level: int = 0,
     extra: Literal["pool", "on_input", "on_lateral", "on_output"] = "pool",
     relu_before_extra: bool = False,
+    upsample: Literal["nearest", "bilinear"] = "nearest",
     norm: Literal["none", "bn", "syncbn", "gn"] = "none",
 ) -> FPN:
     """Return a pyramid of `num_outs` levels on the inputs from index `start_level` on.
 
     Levels above the inputs are the highest one subsampled by 2 (pool; FPN, section 4.1), or strided
     convolutions, each on the one below (RetinaNet, section 4), of which the first sees the highest input,
-    its lateral, or its output. `relu_before_extra` puts a ReLU before each but the first of them.
+    its lateral, or its output. `relu_before_extra` puts a ReLU before each but the first of them. `upsample` is how a
+    level is brought to the size of the one below.
 
     Raises `UsageError` when `num_outs` is less than the number of inputs.
     """
@@ -42,6 +44,7 @@ def fpn(
         num_outs,
         extra=extra,
         relu_before_extra=relu_before_extra,
+        upsample=upsample,
         norm=norm,
     )
 
@@ -61,11 +64,13 @@ class FPN(nn.Module):
         *,
         extra: Literal["pool", "on_input", "on_lateral", "on_output"],
         relu_before_extra: bool,
+        upsample: Literal["nearest", "bilinear"],
         norm: Literal["none", "bn", "syncbn", "gn"],
     ) -> None:
         super().__init__()
         self.extra = extra
         self.relu_before_extra = relu_before_extra
+        self.upsample = upsample
         self.num_extra = num_outs - len(in_channels)
         self.out_channels = out_channels
         self.strides = in_strides + tuple(in_strides[-1] * 2**step for step in range(1, self.num_extra + 1))
@@ -87,7 +92,7 @@ class FPN(nn.Module):
         laterals = [conv(feature) for conv, feature in zip(self.lateral_convs, features, strict=True)]
         for level in range(len(laterals) - 1, 0, -1):
             below = laterals[level - 1]
-            laterals[level - 1] = below + functional.interpolate(laterals[level], below.shape[-2:])
+            laterals[level - 1] = below + functional.interpolate(laterals[level], below.shape[-2:], mode=self.upsample)
         outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals, strict=False)]
         if self.extra == "pool":
             for _ in range(self.num_extra):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
+from detcli.nn.boxes import aligned_iou
+
 
 @dataclass(frozen=True, slots=True)
 class SoftNMS:
@@ -96,6 +98,30 @@ def suppress(
         return batched_soft_nms(boxes, scores, labels, iou_threshold, soft, max_per_image)
     keep = batched_nms(boxes, scores, labels, iou_threshold)[:max_per_image]
     return keep, scores[keep]
+
+
+def fast_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    top_k: int,
+    max_per_image: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `multiclass_nms` does, by fast NMS (Bolya et al. 2019, YOLACT, section 3.3).
+
+    boxes [M,4]; scores [M,K] without background. The best `top_k` boxes of each class are compared all at once: one
+    goes when its IoU with a better one is greater than the threshold, even where the better one goes, too.
+    """
+    best, rows = scores.T.topk(min(top_k, len(scores)), dim=1)
+    candidates = boxes[rows]
+    overlaps = aligned_iou(candidates[:, :, None], candidates[:, None]).triu(diagonal=1)
+    stay = (best > score_threshold) & (overlaps.amax(1) <= iou_threshold)
+    labels = torch.arange(len(best), device=best.device)[:, None].expand_as(best)[stay]
+    found, order = best[stay].sort(descending=True)
+    order = order[:max_per_image]
+    index = rows[stay][order]
+    return boxes[index], found[:max_per_image], labels[order], index
 
 
 def multiclass_nms(

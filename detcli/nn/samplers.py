@@ -68,6 +68,16 @@ class RandomSampler:
         return Sample(index, positive, valid[kept], torch.where(positive, gt_index[index], NEGATIVE), limit)
 
 
+def hardest(losses: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """Return which of the `candidates` [N,A] of each image are the `counts` [N] with the greatest losses [N,A].
+
+    Online hard example mining, as SSD does it with negatives (Liu et al. 2016, section 2.2).
+    """
+    ranked = losses.detach().float().masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True)
+    chosen = torch.arange(losses.shape[1], device=losses.device) < counts[:, None]
+    return torch.zeros_like(candidates).scatter(1, ranked, chosen) & candidates
+
+
 def uniform(seed: Tensor, count: int) -> Tensor:
     """Return numbers [count] in 0..1 that depend on `seed`, a scalar int64, and their position alone.
 

@@ -29,6 +29,16 @@ def test_pooled_level_is_every_second_pixel():
     assert torch.equal(outs[4], outs[3][:, :, ::2, ::2])
 
 
+def test_levels_can_be_brought_to_size_bilinearly():
+    neck, inputs = make(upsample="bilinear"), features(104, 152)
+    total = neck.lateral_convs[3](inputs[3])
+    for level in (2, 1, 0):
+        size = inputs[level].shape[-2:]
+        total = neck.lateral_convs[level](inputs[level]) + functional.interpolate(total, size, mode="bilinear")
+    torch.testing.assert_close(neck(inputs)[0], neck.fpn_convs[0](total))
+    assert not torch.allclose(neck(inputs)[0], make()(inputs)[0])
+
+
 def test_levels_are_summed_from_the_top():
     neck = make()
     inputs = features()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from detcli.nn.assigners import IGNORED, NEGATIVE, Assignment
-from detcli.nn.samplers import random, uniform
+from detcli.nn.samplers import hardest, random, uniform
 
 
 def assignment(positives, negatives, ignored=0):
@@ -99,3 +99,10 @@ def test_numbers_of_a_seed_are_even_and_unrelated():
     torch.testing.assert_close(shares, torch.full_like(shares, 0.1), rtol=0, atol=0.005)
     rows = torch.cat([many[:, :-1], many[:, 1:]])  # neighbours, too
     assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 0.02
+
+
+def test_hardest_of_each_image():
+    losses = torch.tensor([[5.0, 1, 9, 3, 7], [2, 8, 6, 4, 0], [1, 2, 3, 4, 5]])
+    candidates = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0]]).bool()
+    chosen = hardest(losses, candidates, torch.tensor([2, 0, 4]))
+    assert chosen.int().tolist() == [[1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0]]

@@ -14,9 +14,9 @@ from detcli.convert.convert import convert, write
 from detcli.engine.checkpoint import open_checkpoint
 from detcli.engine.model import Normalizer, build_model
 from detcli.errors import DetcliError
+from detcli.eval.results import mask_regions
 from detcli.nn import roi_head
 from detcli.nn.boxes import pairwise_iou
-from detcli.nn.masks import paste_masks
 from detcli.nn.weights import load_weights
 from detcli.structures import ImageInfo
 from detcli.zoo.names import resolve as find_row
@@ -178,12 +178,12 @@ def _unmatched(theirs, ours, pairs):
 
 def _mask_areas(theirs, ours, pairs):
     """Compare the areas of pasted masks."""
-    areas = paste_masks(ours.mask_crops, ours.boxes, theirs["mask_size"]).flatten(1).sum(1, dtype=torch.int64)
+    areas = [int(mask.sum()) for _, _, mask in mask_regions(ours, theirs["mask_size"])]
     expected = theirs["mask_areas"]
     off = [
-        f"{int(areas[partner])} pixels for {expected[index]}"
+        f"{areas[partner]} pixels for {expected[index]}"
         for index, partner in pairs
-        if abs(int(areas[partner]) - expected[index]) > AREA_TOLERANCE * expected[index] + 1
+        if abs(areas[partner] - expected[index]) > AREA_TOLERANCE * expected[index] + 1
     ]
     return f"{len(pairs) - len(off)} of {len(pairs)}", off
 
