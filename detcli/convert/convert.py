@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -43,9 +43,16 @@ HASHES = ("sha256", "md5")
 """The kinds of hashes in the names of published files."""
 
 V1_NOTE = (
-    "anchors, box coding and RoIAlign work as in {origin}; its overlaps, NMS and clipping, which count a box's last "
-    "pixel as part of it, do not: boxes and scores can differ a little from what it gave"
+    "anchors, box coding and RoIAlign work as in MMDetection 1.x; its overlaps, NMS and clipping, which count a box's "
+    "last pixel as part of it, do not: boxes and scores can differ a little from what it gave"
 )
+
+DETECTRON_NOTE = (
+    "the config follows Detectron's code, whose boxes contain their last pixel; there were no outputs of that code to "
+    "compare with"
+)
+
+DETECTRON_RETINANET_NOTE = "boxes of the highest level need a score of 0.05, as those of others; Detectron keeps all"
 
 
 @dataclass(slots=True)
@@ -119,7 +126,7 @@ def convert(
     check_fit(fitting, renamed, f"{path}, {model.found_by},")
     if model.row is not None:
         origin["row"] = model.row.id
-    notes += _notes(source, known)
+    notes += _notes(source, model.config.model["name"], known)
     return Converted(renamed, origin, report, model.config, known, notes)
 
 
@@ -313,10 +320,13 @@ def _add_counters(own: Mapping[str, Tensor], tensors: dict[str, Tensor], report:
             report.entries.append(Entry("", name, why="a counter of batches, which the file does not have"))
 
 
-def _notes(source: str, classes: ClassMap) -> list[str]:
-    notes = []
-    if source in ("legacy-v1", "detectron"):
-        notes.append(V1_NOTE.format(origin="MMDetection 1.x" if source == "legacy-v1" else "Detectron"))
+def _notes(source: str, model: str, classes: ClassMap) -> Iterator[str]:
+    """Yield what is not as it was in `source`, and what the user should know of a converted `model`."""
+    if source == "legacy-v1":
+        yield V1_NOTE
+    if source == "detectron":
+        yield DETECTRON_NOTE
+    if source == "detectron" and model == "retinanet":
+        yield DETECTRON_RETINANET_NOTE
     if classes.names[:1] == ("class 1",):
-        notes.append("the file does not name its classes: they are numbered; --data takes names and ids from data")
-    return notes
+        yield "the file does not name its classes: they are numbered; --data takes names and ids from data"
