@@ -73,6 +73,7 @@ plugin = Plugin(
     assigners={
         "max_iou": Part("detcli.nn.assigners:max_iou", summary="by the largest overlap, with thresholds"),
         "atss": Part("detcli.nn.assigners:atss", summary="by adaptive overlap among the nearest anchors"),
+        "hungarian": Part("detcli.nn.matching:hungarian", summary="one prediction for each object, at the least cost"),
     },
     samplers={"random": Part("detcli.nn.samplers:random", summary="a random share of positives and negatives")},
     losses={
@@ -89,6 +90,9 @@ plugin = Plugin(
             "detcli.eval.coco:coco", {"backend": "pycocotools"}, summary="COCO's figures, by pycocotools; the same"
         ),
         "panoptic": Part("detcli.eval.panoptic:panoptic", summary="panoptic quality of things and stuff"),
+    },
+    transforms={
+        "random_size_crop": Part("detcli.data.transforms:random_size_crop", summary="a window of any size, as in DETR")
     },
     datasets={
         "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded"),

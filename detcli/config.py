@@ -52,9 +52,11 @@ class DataConfig(Section):
     `train` and `val` are folders, COCO-style JSON files or names of datasets; `source` stands for both.
     Resize scales are (longest side, shortest side) in pixels with the aspect ratio kept: `value` draws one of
     the list, `range` draws between the first and the last. `resize_with` opencv, as MMDetection and Detectron do,
-    leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does, smooths them. With a
-    `repeat_threshold`, pictures with a class that is in a smaller share of all are shown more than once in an epoch
-    (see `detcli.data.sampling`): a number of times that is rounded up, or drawn anew each epoch.
+    leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does, smooths them.
+    `before_resize` and `transforms` are parts of the slot of transforms, the first of whole pictures before they are
+    resized, the second of what the network gets, after everything else. With a `repeat_threshold`, pictures with a
+    class that is in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a number
+    of times that is rounded up, or drawn anew each epoch.
     """
 
     source: str = ""
@@ -71,6 +73,7 @@ class DataConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)
     crop: tuple[int, int] | None = None
     photometric: bool = False
+    before_resize: list[dict[str, Any]] = Field(default_factory=list)
     transforms: list[dict[str, Any]] = Field(default_factory=list)
     keep_empty: bool = False
     group_aspect: bool = True
@@ -288,13 +291,12 @@ class _Tree:
         """Return the settings with every argument of the model and its parts, and the origins of all."""
         origins = dict(self.origins)
         values = {**self.values, "model": _expand("models", self.values["model"], "model", origins)}
-        data = values.get("data", {})
-        if isinstance(data.get("transforms"), list):
-            transforms = [
-                _expand("transforms", _node(part, f"data.transforms.{index}"), f"data.transforms.{index}", origins)
-                for index, part in enumerate(data["transforms"])
-            ]
-            values["data"] = {**data, "transforms": transforms}
+        for key in ("before_resize", "transforms"):
+            data = values.get("data", {})
+            if isinstance(data.get(key), list):
+                places = [(part, f"data.{key}.{index}") for index, part in enumerate(data[key])]
+                transforms = [_expand("transforms", _node(part, where), where, origins) for part, where in places]
+                values["data"] = {**data, key: transforms}
         return values, origins
 
     def _merge_group(self, group: dict[str, Any], layer: Mapping[str, Any], path: str, origin: str) -> None:

@@ -207,12 +207,19 @@ def _resize_or_crop(step: Group) -> dict[str, Any]:
         raise step.unsupported("policies")
     crop.expect("allow_negative_crop", True)
     sides = crop.integers("crop_size")
-    if crop.text("crop_type") != "absolute_range" or len(sides) != 2:
+    if crop.text("crop_type") != "absolute_range":
         raise crop.unsupported("crop_type")
+    if len(sides) != 2 or not 0 < sides[0] <= sides[1]:
+        raise crop.unsupported("crop_size")
     crop.check()
-    window = {"longest": longest.pop(), "shortest": [min(size) for size in first], "least": sides[0], "most": sides[1]}
+    shortest = tuple(min(size) for size in first)
+    window = {"longest": longest.pop(), "shortest": shortest, "least": sides[0], "most": sides[1]}
     cut = {"name": "random_size_crop", "probability": 0.5, **window}
-    return {"resize": always, "resize_mode": "value", "before_resize": [cut]}
+    return {"resize": _longest_first(always), "resize_mode": "value", "before_resize": [cut]}
+
+
+def _longest_first(scales: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(max(scale), min(scale)) for scale in scales]
 
 
 RESIZE_STEPS = {"Resize": "range", "RandomChoiceResize": "value", "RandomResize": "range"}

@@ -377,12 +377,14 @@ def _training_transforms(config: DataConfig, input: InputConfig, categories: lis
     transforms: list[TransformFn] = []
     if config.photometric:
         transforms.append(PhotometricDistortion())
+    context = {"fill": fill, "library": config.resize_with}
+    transforms += [registry.build("transforms", part, **context) for part in config.before_resize]
     transforms.append(Resize(config.resize, config.resize_mode, config.resize_with))
     if config.crop:
         transforms.append(RandomCrop(config.crop))
     if config.flip:
         transforms.append(RandomFlip(config.flip, keypoint_order(names)))
-    return transforms + [registry.build("transforms", part, fill=fill) for part in config.transforms]
+    return transforms + [registry.build("transforms", part, **context) for part in config.transforms]
 
 
 def _boxes(xyxy: NDArray[Any], size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

@@ -183,10 +183,7 @@ class RandomCrop:
         window = min(self.size[0], height), min(self.size[1], width)
         spare = height - window[0], width - window[1]
         top, left = self._place(record["boxes"], window, spare)
-        return {
-            key: functional.crop(value, top, left, *window) if isinstance(value, tv_tensors.TVTensor) else value
-            for key, value in record.items()
-        }
+        return _cropped(record, top, left, *window)
 
     def _place(self, boxes: torch.Tensor, window: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
         corners = boxes.as_subclass(torch.Tensor)
@@ -199,6 +196,42 @@ class RandomCrop:
         top = int(min(max((y1 + y2 - window[0]) / 2, 0), spare[0]))
         left = int(min(max((x1 + x2 - window[1]) / 2, 0), spare[1]))
         return top, left
+
+
+def random_size_crop(
+    *,
+    library: Literal["opencv", "pillow"],
+    probability: float = 0.5,
+    longest: int = 1333,
+    shortest: tuple[int, ...] = (400, 500, 600),
+    least: int = 384,
+    most: int = 600,
+) -> TransformFn:
+    """Return a transform that cuts a window of any size out of a picture, as DETR does before its pictures are resized.
+
+    It happens with a `probability`. The picture is first resized to `longest` and one of the `shortest` sides; those of
+    the window are then drawn from `least` to `most`, or what there is of the picture. DETR (arXiv:2005.12872), section
+    4, technical details.
+    """
+    resize = Resize([(longest, side) for side in shortest], library=library)
+
+    def crop(record: Record) -> Record:
+        if _random() >= probability:
+            return record
+        record = resize(record)
+        sides = record["image"].shape[-2:]
+        height, width = (_randint(min(side, least), min(side, most)) for side in sides)
+        top, left = _randint(0, sides[0] - height), _randint(0, sides[1] - width)
+        return _cropped(record, top, left, height, width)
+
+    return crop
+
+
+def _cropped(record: Record, top: int, left: int, height: int, width: int) -> Record:
+    return {
+        key: functional.crop(value, top, left, height, width) if isinstance(value, tv_tensors.TVTensor) else value
+        for key, value in record.items()
+    }
 
 
 class PhotometricDistortion:

@@ -632,7 +632,10 @@ def everything(tree, path=()):
         yield from everything(value, (*path, key))
 
 
-@pytest.mark.parametrize("name", ["fcos/fcos_r50_caffe_fpn_gn-head_1x_coco", *ARTICLES.values()])
+OTHERS = ["fcos/fcos_r50_caffe_fpn_gn-head_1x_coco", "detr/detr_r50_8x2_150e_coco"]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *ARTICLES.values()])
 def test_nonsense_is_an_error_in_one_line(name):
     config = config_of(name)
     random = Random(0)

@@ -177,6 +177,7 @@ def test_a_longer_run_drops_in_proportion():
         (["model.backbone=3"], "model.backbone must be a name"),
         (["model.backbone=tinny"], "model.backbone: unknown backbone 'tinny': did you mean 'tiny'"),
         (["data.transforms=[{name = 'mosaik'}]"], "data.transforms.0: unknown transform 'mosaik'"),
+        (["data.before_resize=[{name = 'mosaik'}]"], "data.before_resize.0: unknown transform 'mosaik'"),
         (["optim.lr"], "is not KEY=VALUE"),
         (["=1"], "is not KEY=VALUE"),
     ],

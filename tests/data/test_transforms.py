@@ -18,6 +18,7 @@ from detcli.data.transforms import (
     RandomFlip,
     Resize,
     keypoint_order,
+    random_size_crop,
     resized,
     to_image,
 )
@@ -155,6 +156,36 @@ def test_crop_moves_everything_and_always_keeps_an_object() -> None:
         windows.add(tuple(result["boxes"][0].tolist()))
     assert len(windows) > 20
     assert RandomCrop((300, 40))(record())["image"].shape == (3, 60, 40)
+
+
+def test_windows_of_any_size_are_cut_out_of_a_resized_picture() -> None:
+    torch.manual_seed(0)
+    crop = random_size_crop(library="opencv", probability=0.5, longest=90, shortest=(30, 45), least=20, most=50)
+    sizes, untouched = set(), 0
+    for _ in range(200):
+        result = crop(record(box=(20, 10, 80, 50)))
+        height, width = result["image"].shape[-2:]
+        if (height, width) == (60, 90):
+            untouched += 1
+            continue
+        assert 20 <= height <= 45  # never more than the picture, resized to 30x45 or 45x68
+        assert 20 <= width <= 50
+        sizes.add((height, width))
+        if len(result["masks"].nonzero()):
+            check_agreement(result, slack=1.5)
+    assert 70 < untouched < 130
+    assert len(sizes) > 60
+    assert {max(sides) for sides in zip(*sizes, strict=True)} == {45, 50}
+    assert {min(sides) for sides in zip(*sizes, strict=True)} == {20}
+
+
+def test_a_window_is_cut_before_the_resize(folder: Any, config: Callable[..., DataConfig], rgb: InputConfig) -> None:
+    cut = {"name": "random_size_crop", "probability": 1.0, "longest": 80, "shortest": (60,), "least": 30, "most": 30}
+    sizes = {}
+    for place in ("before_resize", "transforms"):
+        settings = config(folder.write(), resize=[(90, 70)], **{place: [cut]})
+        sizes[place] = open_dataset(settings, "train", rgb).sample(0, 1).info.size
+    assert sizes == {"before_resize": (70, 70), "transforms": (30, 30)}
 
 
 def test_photometric_distortion_changes_only_pixels_and_within_bounds() -> None:

@@ -15,6 +15,7 @@ IN_TABLES = {
     "keypoint_head.py": {"find_keypoints", "keypoint_places"},
     "losses.py": {"cross_entropy", "focal", "giou", "iou", "l1", "smooth_l1"},
     "masks.py": {"crop_masks", "paste_masks"},
+    "matching.py": {"hungarian"},
     "postprocess.py": {"SoftNMS", "batched_nms", "multiclass_nms", "suppress"},
     "roi_extractor.py": {"single_level"},
 }
@@ -27,6 +28,7 @@ ELSEWHERE = {
     "keypoint_head.py": {"KeypointHead"},
     "losses.py": {"FocalSum", "Loss", "weighted_sum"},
     "masks.py": {"paste_regions"},
+    "matching.py": {"ObjectSet", "object_set", "to_pixels"},
     "postprocess.py": {"batched_soft_nms", "select_top"},
     "roi_extractor.py": {"SingleLevelExtractor"},
 }
@@ -45,6 +47,7 @@ PARTS_OF_MODELS = {
     "rpn_head.py",
     "samplers.py",
     "semantic_head.py",
+    "transformer.py",
     "weights.py",
 }
 """Files whose results only show in whole models, which are held to reference cases, or are not numbers."""

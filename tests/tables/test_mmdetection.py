@@ -25,10 +25,11 @@ from detcli.nn.assigners import atss, max_iou
 from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
 from detcli.nn.boxes import aligned_iou, pairwise_iou
 from detcli.nn.masks import crop_masks, paste_masks
+from detcli.nn.matching import hungarian, object_set
 from detcli.nn.postprocess import SoftNMS, batched_nms, multiclass_nms, suppress
 from detcli.nn.roi_extractor import single_level
 from detcli.nn.roi_head import MaskHead, RoISample
-from detcli.structures import Target
+from detcli.structures import Batch, Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -68,7 +69,6 @@ MISSING = [
     Missing("loss", {"type": "AssociativeEmbeddingLoss"}, "associative"),
     Missing("assigner", {"type": "MaxIoUAssigner", "gt_max_assign_all": False}, "assign_all|claim_all"),
     Missing("assigner", {"type": "UniformAssigner"}, "^uniform(_?assigner)?$", "detcli/nn/assigners.py plugins"),
-    Missing("assigner", {"type": "HungarianAssigner"}, "hungarian"),
     Missing("assigner", {"type": "PointAssigner"}, "^point$|reppoints"),
     Missing("assigner", {"type": "GridAssigner"}, "^grid(_?assigner)?$"),
     Missing("nms", {"offset": 1}, "offset|legacy|pixel", "detcli/nn/postprocess.py"),
@@ -246,6 +246,8 @@ def mask_loss(pred, target, labels, monkeypatch):
 @entries("assigner")
 def test_assignment(entry):
     params, x = entry["params"], inputs(entry)
+    if params["type"] == "HungarianAssigner":
+        return check_matching(entry)
     if params["type"] == "ATSSAssigner":
         assign = atss(topk=params["topk"])
     else:
@@ -265,6 +267,22 @@ def test_assignment(entry):
     assert positive.any()
     assert x["gt_labels"][ours.gt_index[positive]].tolist() == expected["labels"][positive].tolist()
     close(ours.iou[positive], expected["max_overlaps"][positive])
+
+
+def check_matching(entry):
+    params, x = entry["params"], inputs(entry)
+    names = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
+    weights = {f"{ours}_weight": params[f"{theirs}_cost"]["weight"] for ours, theirs in COSTS.items()}
+    match = hungarian(class_cost=names[params["cls_cost"]["type"]], **weights)
+    size = torch.tensor([params["img_shape"][:2]])
+    objects = object_set(Batch(torch.zeros(1, 3, 1, 1), size, [Target(x["gt_bboxes"], x["gt_labels"])]))
+    (matched,) = match(x["cls"][None], x["bboxes"][None], objects)
+    expected = tensor(entry["output"]["gt_inds"])
+    assert expected[matched].tolist() == [1, 2, 3, 4]
+    assert (expected > 0).sum() == 4
+
+
+COSTS = {"class": "cls", "box": "reg", "iou": "iou"}
 
 
 def no_labels(boxes):
