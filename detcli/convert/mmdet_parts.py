@@ -149,7 +149,6 @@ def _fpn(group: Group) -> dict[str, Any]:
     group.expect("conv_cfg", None)
     group.expect("act_cfg", None)
     group.expect("activation", None)
-    group.expect("upsample_cfg", {"mode": "nearest"})
     group.ignore("init_cfg")
     return {
         "name": "fpn",
@@ -158,8 +157,19 @@ def _fpn(group: Group) -> dict[str, Any]:
         "start_level": group.integer("start_level", 0, most=levels - 1),
         "extra": extra or "pool",
         "relu_before_extra": group.flag("relu_before_extra_convs", False),
+        "upsample": _upsampling(group),
         "norm": norm(group),
     }
+
+
+def _upsampling(group: Group) -> str:
+    if not group.has("upsample_cfg"):
+        return "nearest"
+    settings = group.group("upsample_cfg")
+    mode = settings.text("mode", "nearest")
+    if mode not in ("nearest", "bilinear"):
+        raise settings.unsupported("mode")
+    return mode
 
 
 NECKS: dict[str, Callable[[Group], dict[str, Any]]] = {"FPN": _fpn}
@@ -286,7 +296,6 @@ def loss(head: Group, key: str, default: Mapping[str, Any] | None = None) -> dic
 
 
 def _max_iou(group: Group) -> dict[str, Any]:
-    group.expect("gt_max_assign_all", True)
     group.expect("ignore_wrt_candidates", True)
     group.expect("iou_calculator", None, {"type": "BboxOverlaps2D"})
     group.ignore("gpu_assign_thr")
@@ -296,6 +305,7 @@ def _max_iou(group: Group) -> dict[str, Any]:
         "negative": group.number("neg_iou_thr"),
         "min_positive": group.number("min_pos_iou", 0.0),
         "match_low_quality": group.flag("match_low_quality", True),
+        "claim_all": group.flag("gt_max_assign_all", True),
         "ignore_iof": group.number("ignore_iof_thr", -1),
     }
 
@@ -405,6 +415,26 @@ def tower(head: Group, default_norm: str) -> dict[str, Any]:
         "feat_channels": feat_channels(head),
         "norm": norm(head, default=default_norm),
     }
+
+
+def atss_layers(head: Group, train: Group, strides: Strides) -> dict[str, Any]:
+    """Return the arguments of a head with the layers of ATSS: one square anchor a location, boxes compared decoded."""
+    made = anchors(head, strides)
+    generator = head.group("anchor_generator")
+    if made.style != "exact":
+        raise generator.unsupported("type")
+    if made.ratios != (1.0,):
+        raise generator.unsupported("ratios")
+    if len(made.scales) != 1:
+        raise generator.unsupported("scales" if made.octave_base_scale is None else "scales_per_octave")
+    if coder_style(head, (0.1, 0.1, 0.2, 0.2)) != "exact":
+        raise head.unsupported("bbox_coder")
+    if anchor_border(train) is not None:
+        raise train.unsupported("allowed_border")
+    head.expect("pred_kernel_size", 3)
+    head.expect("reg_decoded_bbox", True)
+    no_sampler(train)
+    return {**tower(head, "gn"), "anchor_scale": made.scales[0]}
 
 
 def feat_channels(head: Group) -> int | None:

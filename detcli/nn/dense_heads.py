@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import IGNORED, AnchorAssigner
-from detcli.nn.blocks import ConvNorm, Norm, logit, normal_init
+from detcli.nn.blocks import ConvNorm, Norm, Scale, logit, normal_init
 from detcli.nn.boxes import clip_boxes
+from detcli.nn.losses import LossFunction
 from detcli.nn.postprocess import batched_nms, select_top
 from detcli.structures import Batch, Detections
 
@@ -39,13 +40,22 @@ class DenseTargets:
     """What the anchors of a batch are to predict, all [N,A].
 
     labels int64, the number of classes for background; boxes [N,A,4], of `positive` anchors their object's,
-    of others their own; `trained` anchors count in the classification loss.
+    of others their own; gt_index int64, the object in its image, or as `Assignment` has it.
     """
 
     labels: Tensor
     boxes: Tensor
-    positive: Tensor
-    trained: Tensor
+    gt_index: Tensor
+
+    @property
+    def positive(self) -> Tensor:
+        """Which anchors have an object, bool."""
+        return self.gt_index >= 0
+
+    @property
+    def trained(self) -> Tensor:
+        """Which anchors count in the classification loss, bool."""
+        return self.gt_index != IGNORED
 
     def num_positive(self) -> Tensor:
         """Return the number of positive anchors of the batch, counting at least 1 for each image."""
@@ -69,6 +79,50 @@ def init_dense_head(head: nn.Module, classifier: nn.Conv2d, prior_probability: f
     normal_init(head, std=0.01)
     assert classifier.bias is not None
     nn.init.constant_(classifier.bias, logit(prior_probability))
+
+
+class ATSSLayers(nn.Module):
+    """The layers of ATSS and what follows it: classes, boxes and one more number for the anchor of each location.
+
+    Two towers that all levels share, and for each level a learned factor `scales.N` on its box deltas (FCOS,
+    section 3.2). The number is how central the anchor is or, in other methods, how well its box will fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int,
+        num_classes: int,
+        num_levels: int,
+        *,
+        stacked_convs: int,
+        norm: Norm | Literal["none"],
+        prior_probability: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
+        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
+        channels = feat_channels if stacked_convs else in_channels
+        self.atss_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.atss_reg = nn.Conv2d(channels, 4, 3, padding=1)
+        self.atss_centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.scales = nn.ModuleList(Scale() for _ in range(num_levels))
+        init_dense_head(self, self.atss_cls, prior_probability)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits [N,A,C], box deltas [N,A,4] and the logits [N,A] of the number, of all levels."""
+        logits, deltas, numbers = [], [], []
+        for level, scale in zip(features, self.scales, strict=True):
+            logits.append(self.atss_cls(self.cls_convs(level)))
+            hidden = self.reg_convs(level)
+            deltas.append(scale(self.atss_reg(hidden)))
+            numbers.append(self.atss_centerness(hidden))
+        return (
+            flatten_maps(logits, self.num_classes),
+            flatten_maps(deltas, 4),
+            flatten_maps(numbers, 1)[..., 0],
+        )
 
 
 def flatten_maps(maps: Sequence[Tensor], channels: int) -> Tensor:
@@ -112,10 +166,29 @@ def assign_anchors(
         own = torch.cat([target.boxes, target.boxes.new_zeros(1, 4)])[row]
         boxes.append(torch.where(gt_index[:, None] >= 0, own, anchors))
         index.append(gt_index)
-    assigned = torch.stack(index)
-    return anchors, DenseTargets(
-        torch.stack(labels), torch.stack(boxes), positive=assigned >= 0, trained=assigned != IGNORED
-    )
+    return anchors, DenseTargets(torch.stack(labels), torch.stack(boxes), torch.stack(index))
+
+
+def loss_of_levels(
+    loss: LossFunction,
+    level_counts: Sequence[int],
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    avg_factor: Tensor | float,
+) -> Tensor:
+    """Return the loss of what all levels predict, a scalar: pred [N,A,K], target [N,A] or [N,A,K], weight [N,A].
+
+    `level_counts` are the anchors of each level. Only a loss that is `by_level` sees one level after another.
+    """
+    losses = []
+    start = 0
+    for count in level_counts if loss.by_level else [pred.shape[1]]:
+        level = slice(start, start + count)
+        elements = pred[:, level].flatten(0, 1), target[:, level].flatten(0, 1), weight[:, level].flatten()
+        losses.append(loss(*elements, avg_factor))
+        start += count
+    return torch.stack(losses).sum()
 
 
 def select_candidates(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,21 +13,51 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from detcli.errors import UsageError
 from detcli.nn.boxes import EPSILON, aligned_iou
 
 FOCAL_ROWS = 4096
 """How many rows of logits the focal loss has in work at one time on a CPU, so that they stay in its cache."""
 
+Elements: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Returns, of prediction and target, the loss of each element."""
+
 Total: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, int]]
 """Returns, of prediction, target and weight, the sum of the elements' losses times their weights, and their number."""
 
 
+class LossFunction(Protocol):
+    """What a head takes as a loss: a `Loss`, or a module with statistics of its own.
+
+    One that is `by_level` weighs elements by all that it is called with: a head whose levels it is to tell apart calls
+    it on one after another (see `detcli.nn.dense_heads.loss_of_levels`).
+    """
+
+    @property
+    def by_level(self) -> bool:
+        """Whether the loss of several levels is the sum of what it returns for each."""
+
+    def __call__(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """Return the loss of `pred` for `target`, a scalar; see `Loss`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss of single elements, added up by `total` and reduced to one number, times `factor`."""
+    """A loss of single `elements`, added up and reduced to one number, times `factor`.
 
-    total: Total
+    `total` adds them up where there is a faster way than by the elements.
+    """
+
+    elements: Elements
     factor: float
+    total: Total | None = None
+    by_level: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -41,14 +71,34 @@ class Loss:
         `weight` [N] or of the elements' shape multiplies the elements. Their sum is divided by `avg_factor`
         or, without one, by their number, those of weight 0 included.
         """
-        total, count = self.total(pred.float(), target, weight)
+        add_up = self.total or weighted_sum(self.elements)
+        total, count = add_up(pred.float(), target, weight)
         if avg_factor is None:
             return total / count * self.factor
         return total / (avg_factor + torch.finfo(torch.float32).eps) * self.factor
 
+    @torch.no_grad()
+    def rows(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [N] of each row of `pred` [N] or [N,...], without gradient: what samples are chosen by."""
+        loss = self.elements(pred.float(), target)
+        return (loss.flatten(1).sum(1) if loss.ndim > 1 else loss) * self.factor
 
-def weighted_sum(elements: Callable[[Tensor, Tensor], Tensor]) -> Total:
-    """Return the `total` of a loss whose `elements` a function of prediction and target returns."""
+
+def of_elements(loss: LossFunction, name: str) -> Loss:
+    """Return `loss`, of which a head needs more than the sum over all levels.
+
+    Raises `UsageError` that calls it `name` when it is no `Loss`.
+    """
+    if not isinstance(loss, Loss):
+        raise UsageError(
+            f"{name} must be a loss of single elements, such as focal or l1, not one that weighs each by all others. "
+            "See `detcli list losses`."
+        )
+    return loss
+
+
+def weighted_sum(elements: Elements) -> Total:
+    """Return the `total` of a loss by its `elements`."""
 
     def total(pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, int]:
         loss = elements(pred, target)
@@ -65,7 +115,9 @@ def focal(*, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0) -> Lo
 
     Lin et al. 2017, arXiv 1708.02002, equation 5.
     """
-    return Loss(partial(_focal, alpha=alpha, gamma=gamma), weight)
+    return Loss(
+        partial(_balanced, _background, 1, alpha=alpha, gamma=gamma), weight, partial(_focal, alpha=alpha, gamma=gamma)
+    )
 
 
 def cross_entropy(*, sigmoid: bool = False, weight: float = 1.0) -> Loss:
@@ -74,30 +126,30 @@ def cross_entropy(*, sigmoid: bool = False, weight: float = 1.0) -> Loss:
     Softmax: logits [N,C] for labels [N] in 0..C-1. With `sigmoid`, each logit by itself: of any shape for
     targets 0..1 of that shape, or [N,C] for labels [N] in 0..C, C for background.
     """
-    return Loss(weighted_sum(_binary_cross_entropy if sigmoid else _cross_entropy), weight)
+    return Loss(_binary_cross_entropy if sigmoid else _cross_entropy, weight)
 
 
 def smooth_l1(*, beta: float = 1.0, weight: float = 1.0) -> Loss:
     """Return |d| - beta/2 of differences d, or d²/(2 beta) where |d| < beta (Fast R-CNN, equation 3)."""
-    return Loss(weighted_sum(partial(functional.smooth_l1_loss, beta=beta, reduction="none")), weight)
+    return Loss(partial(functional.smooth_l1_loss, beta=beta, reduction="none"), weight)
 
 
 def l1(*, weight: float = 1.0) -> Loss:
     """Return the absolute difference."""
-    return Loss(weighted_sum(partial(functional.l1_loss, reduction="none")), weight)
+    return Loss(partial(functional.l1_loss, reduction="none"), weight)
 
 
 def iou(*, mode: Literal["log", "linear"] = "log", weight: float = 1.0) -> Loss:
     """Return -log IoU (Yu et al. 2016, UnitBox, equation 3) or 1 - IoU of boxes [N,4] xyxy, one by one."""
-    return Loss(weighted_sum(partial(_iou, mode=mode)), weight)
+    return Loss(partial(_iou, mode=mode), weight)
 
 
 def giou(*, weight: float = 1.0) -> Loss:
     """Return 1 - GIoU of boxes [N,4] xyxy, one by one (Rezatofighi et al. 2019, algorithm 2)."""
-    return Loss(weighted_sum(_giou), weight)
+    return Loss(_giou, weight)
 
 
-def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Return bool [N,C] of labels [N]; labels outside 0..C-1 have an empty row."""
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
@@ -176,7 +228,7 @@ def _cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
 
 def _binary_cross_entropy(pred: Tensor, target: Tensor) -> Tensor:
     if target.ndim < pred.ndim:
-        target = _one_hot(target, pred.shape[1])
+        target = one_hot(target, pred.shape[1])
     return functional.binary_cross_entropy_with_logits(pred, target.to(pred.dtype), reduction="none")
 
 

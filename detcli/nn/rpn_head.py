@@ -14,7 +14,7 @@ from detcli.nn.anchors import AnchorGenerator, AnchorStyle, inside_images
 from detcli.nn.assigners import AnchorAssigner
 from detcli.nn.blocks import normal_init
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
-from detcli.nn.losses import Loss
+from detcli.nn.losses import LossFunction, of_elements
 from detcli.nn.postprocess import batched_nms
 from detcli.nn.processes import reduce_mean
 from detcli.nn.samplers import RandomSampler
@@ -103,8 +103,8 @@ class RPNHead(nn.Module):
         box_coder: DeltaBoxCoder,
         assigner: AnchorAssigner,
         sampler: RandomSampler,
-        loss_cls: Loss,
-        loss_bbox: Loss,
+        loss_cls: LossFunction,
+        loss_bbox: LossFunction,
         *,
         border: int | None,
         divisor: Literal["sampled", "capacity"],
@@ -122,8 +122,8 @@ class RPNHead(nn.Module):
         self.box_coder = box_coder
         self.assigner = assigner
         self.sampler = sampler
-        self.loss_cls = loss_cls
-        self.loss_bbox = loss_bbox
+        self.loss_cls = of_elements(loss_cls, "the RPN's loss of classes")
+        self.loss_bbox = of_elements(loss_bbox, "the RPN's loss of boxes")
         self.train_limits = train_limits
         self.test_limits = test_limits
         self.nms_threshold = nms_threshold

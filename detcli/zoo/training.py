@@ -18,7 +18,7 @@ from detcli.zoo.rows import Row, Schedule
 SETTINGS_OF = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy"}
 """What the name of a recipe says when it has the settings of a source; without it, they are those of mmdet-v2."""
 
-WITHOUT_MEANING = re.compile(r"\d+[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
+WITHOUT_MEANING = re.compile(r"\d+(\.\d+)?[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
 """Words in configs' names that a row has typed fields for, and images a device."""
 
 LEGACY = "legacy_1_x"
@@ -36,6 +36,9 @@ CAFFE_STYLES = {"legacy": "detectron"}
 
 OF_TRAINING = re.compile(r"mstrain(-\w+)?|fp16")
 """Words that say how a model was trained and leave the model as it is."""
+
+NOTED = {"score voting off": "unvoted"}
+"""What recipes say in their names of rows that only a note tells apart."""
 
 GIVEN_PROPOSALS = "pre-computed proposals"
 """The note of rows whose models take their proposals from a file."""
@@ -74,7 +77,7 @@ def training(row: Row) -> Training:
         return Training(missing=f"there is no plugin for {row.method} yet")
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
-    said = set(_variants(row)) - {overlay}
+    said = (set(_variants(row)) | {NOTED[note] for note in row.notes if note in NOTED}) - {overlay}
     given = GIVEN_PROPOSALS in row.notes
     if given and TAKES_PROPOSALS not in _words(row.model):
         said.add(TAKES_PROPOSALS)

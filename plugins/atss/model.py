@@ -11,36 +11,31 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import AnchorAssigner
-from detcli.nn.blocks import Scale
 from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
 from detcli.nn.dense_heads import (
+    ATSSLayers,
     Selection,
     assign_anchors,
     centerness,
-    conv_tower,
-    flatten_maps,
-    init_dense_head,
+    loss_of_levels,
     map_sizes,
     select_candidates,
     select_detections,
 )
 from detcli.nn.detector import SingleStageDetector
-from detcli.nn.losses import Loss as LossFunction
+from detcli.nn.losses import LossFunction
 from detcli.nn.processes import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections
 
 
-class ATSSHead(nn.Module):
-    """Classes, boxes and centerness of one anchor at each location, from two towers that all levels share.
-
-    Each level has a learned factor `scales.N` on its box deltas (FCOS, section 3.2).
-    """
+class ATSSHead(ATSSLayers):
+    """Classes, boxes and centerness of one anchor at each location."""
 
     def __init__(
         self,
@@ -59,8 +54,15 @@ class ATSSHead(nn.Module):
         norm: Literal["none", "bn", "syncbn", "gn"],
         prior_probability: float,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(
+            in_channels,
+            feat_channels,
+            num_classes,
+            len(anchors.strides),
+            stacked_convs=stacked_convs,
+            norm=norm,
+            prior_probability=prior_probability,
+        )
         self.anchors = anchors
         self.box_coder = box_coder
         self.assigner = assigner
@@ -68,33 +70,12 @@ class ATSSHead(nn.Module):
         self.loss_bbox = loss_bbox
         self.loss_centerness = loss_centerness
         self.selection = selection
-        self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
-        self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, norm)
-        channels = feat_channels if stacked_convs else in_channels
-        self.atss_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.atss_reg = nn.Conv2d(channels, 4, 3, padding=1)
-        self.atss_centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in anchors.strides)
-        init_dense_head(self, self.atss_cls, prior_probability)
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return class logits [N,A,C], box deltas [N,A,4] and centerness logits [N,A] of all levels."""
-        logits, deltas, central = [], [], []
-        for level, scale in zip(features, self.scales, strict=True):
-            logits.append(self.atss_cls(self.cls_convs(level)))
-            hidden = self.reg_convs(level)
-            deltas.append(scale(self.atss_reg(hidden)))
-            central.append(self.atss_centerness(hidden))
-        return (
-            flatten_maps(logits, self.num_classes),
-            flatten_maps(deltas, 4),
-            flatten_maps(central, 1)[..., 0],
-        )
 
     def losses(self, features: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls, loss_bbox and loss_centerness."""
         logits, deltas, central = self(features)
-        anchors, targets = assign_anchors(self.assigner, self.anchors, map_sizes(features), batch, self.num_classes)
+        sizes = map_sizes(features)
+        anchors, targets = assign_anchors(self.assigner, self.anchors, sizes, batch, self.num_classes)
         num_positive = reduce_mean(targets.num_positive())
         # Other anchors keep their own box: a loss of no overlap's gradient, which their weight of 0 removes.
         positive = targets.positive[..., None]
@@ -102,10 +83,12 @@ class ATSSHead(nn.Module):
         centers = (anchors[:, :2] + anchors[:, 2:]) / 2
         central_goals = centerness(DistanceBoxCoder().encode(centers, targets.boxes)) * targets.positive
         return {
-            "loss_cls": self.loss_cls(
-                logits.flatten(0, 1),
-                targets.labels.flatten(),
-                targets.trained.flatten().float(),
+            "loss_cls": loss_of_levels(
+                self.loss_cls,
+                [height * width for height, width in sizes],
+                logits,
+                targets.labels,
+                targets.trained.float(),
                 num_positive,
             ),
             "loss_bbox": self.loss_bbox(

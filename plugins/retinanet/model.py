@@ -25,12 +25,13 @@ from detcli.nn.dense_heads import (
     conv_tower,
     flatten_maps,
     init_dense_head,
+    loss_of_levels,
     map_sizes,
     select_candidates,
     select_detections,
 )
 from detcli.nn.detector import SingleStageDetector
-from detcli.nn.losses import Loss as LossFunction
+from detcli.nn.losses import LossFunction
 from detcli.nn.processes import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
@@ -92,22 +93,16 @@ class RetinaHead(nn.Module):
     def losses(self, features: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls (equation 5) and loss_bbox, both divided by the number of positive anchors."""
         logits, deltas = self(features)
+        sizes = map_sizes(features)
         anchors, targets = assign_anchors(
-            self.assigner,
-            self.anchors,
-            map_sizes(features),
-            batch,
-            self.num_classes,
-            train_padding=self.train_padding,
+            self.assigner, self.anchors, sizes, batch, self.num_classes, train_padding=self.train_padding
         )
         divisor = self._divisor(targets)
         goals = self.box_coder.encode(anchors, targets.boxes)
-        positive = targets.positive.flatten().float()
+        counts = [height * width * self.anchors.num_base_anchors for height, width in sizes]
         return {
-            "loss_cls": self.loss_cls(
-                logits.flatten(0, 1), targets.labels.flatten(), targets.trained.flatten().float(), divisor
-            ),
-            "loss_bbox": self.loss_bbox(deltas.flatten(0, 1), goals.flatten(0, 1), positive, divisor),
+            "loss_cls": loss_of_levels(self.loss_cls, counts, logits, targets.labels, targets.trained.float(), divisor),
+            "loss_bbox": loss_of_levels(self.loss_bbox, counts, deltas, goals, targets.positive.float(), divisor),
         }
 
     @torch.no_grad()

@@ -574,7 +574,7 @@ UNSUPPORTED = [
     ("rpn_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], "model.rpn_head.bbox_coder.target_stds"),
     ("rpn_head.bbox_coder.type", "TBLRBBoxCoder", "model.rpn_head.bbox_coder.type"),
     ("rpn_head.bbox_coder.type", "LegacyDeltaXYWHBBoxCoder", "model.roi_head.bbox_head.bbox_coder"),
-    ("rpn_head.loss_cls", {"type": "GHMC"}, "a loss of type 'GHMC'"),
+    ("rpn_head.loss_cls", {"type": "SeesawLoss"}, "a loss of type 'SeesawLoss'"),
     ("rpn_head.loss_cls.class_weight", [1.0], "model.rpn_head.loss_cls.class_weight"),
     ("roi_head.type", "CascadeRoIHead", "a head of type 'CascadeRoIHead'"),
     ("roi_head.shared_head", {"type": "ResLayer"}, "model.roi_head.shared_head"),

@@ -16,7 +16,7 @@ IN_TABLES = {
     "losses.py": {"cross_entropy", "focal", "giou", "iou", "l1", "smooth_l1"},
     "masks.py": {"crop_masks", "paste_masks"},
     "matching.py": {"hungarian"},
-    "postprocess.py": {"SoftNMS", "batched_nms", "multiclass_nms", "suppress"},
+    "postprocess.py": {"SoftNMS", "batched_nms", "fast_nms", "multiclass_nms", "suppress"},
     "roi_extractor.py": {"single_level"},
 }
 """Functions and classes whose results are compared in test_mmdetection.py and test_detectron2.py."""
@@ -26,8 +26,8 @@ ELSEWHERE = {
     "assigners.py": {"Assignment"},
     "boxes.py": {"box_area", "clip_boxes"},
     "keypoint_head.py": {"KeypointHead"},
-    "losses.py": {"FocalSum", "Loss", "weighted_sum"},
-    "masks.py": {"paste_regions"},
+    "losses.py": {"FocalSum", "Loss", "LossFunction", "of_elements", "one_hot", "weighted_sum"},
+    "masks.py": {"paste_regions", "resize_masks", "resize_regions"},
     "matching.py": {"ObjectSet", "object_set", "to_pixels"},
     "postprocess.py": {"batched_soft_nms", "select_top"},
     "roi_extractor.py": {"SingleLevelExtractor"},

@@ -26,9 +26,10 @@ from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
 from detcli.nn.boxes import aligned_iou, pairwise_iou
 from detcli.nn.masks import crop_masks, paste_masks
 from detcli.nn.matching import hungarian, object_set
-from detcli.nn.postprocess import SoftNMS, batched_nms, multiclass_nms, suppress
+from detcli.nn.postprocess import SoftNMS, batched_nms, fast_nms, multiclass_nms, suppress
 from detcli.nn.roi_extractor import single_level
 from detcli.nn.roi_head import MaskHead, RoISample
+from detcli.registry import build
 from detcli.structures import Batch, Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -64,16 +65,12 @@ MISSING = [
     Missing("loss", {"type": "DIoULoss"}, "diou"),
     Missing("loss", {"type": "CIoULoss"}, "ciou"),
     Missing("loss", {"type": "BoundedIoULoss"}, "bounded"),
-    Missing("loss", {"type": "GHMC"}, "ghm"),
-    Missing("loss", {"type": "GHMR"}, "ghm"),
     Missing("loss", {"type": "AssociativeEmbeddingLoss"}, "associative"),
-    Missing("assigner", {"type": "MaxIoUAssigner", "gt_max_assign_all": False}, "assign_all|claim_all"),
     Missing("assigner", {"type": "UniformAssigner"}, "^uniform(_?assigner)?$", "detcli/nn/assigners.py plugins"),
     Missing("assigner", {"type": "PointAssigner"}, "^point$|reppoints"),
     Missing("assigner", {"type": "GridAssigner"}, "^grid(_?assigner)?$"),
     Missing("nms", {"offset": 1}, "offset|legacy|pixel", "detcli/nn/postprocess.py"),
     Missing("nms_match", {}, "nms_?match"),
-    Missing("fast_nms", {}, "fast_?nms"),
     Missing("roi_align", {"pool_mode": "max"}, "pool", "detcli/nn/roi_align.py detcli/nn/roi_extractor.py"),
     Missing("deform_conv2d", {}, "deform|dcn"),
     Missing("modulated_deform_conv2d", {}, "deform|dcn"),
@@ -88,7 +85,6 @@ MISSING = [
     Missing("polygons.cropped", {}, "crop_?polygon|polygons?_?crop", "detcli"),
     Missing("polygons.resized", {}, "resize_?polygon|polygons?_?resize", "detcli"),
     Missing("polygons.crop_resize", {}, "crop_?and_?resize|crop_?resize", "detcli"),
-    Missing("anchors", {"type": "AnchorGenerator", "centers": ...}, "^centers$", "detcli/nn/anchors.py"),
     Missing("anchors", {"type": "SSDAnchorGenerator"}, "ssd"),
     Missing("anchors", {"type": "LegacySSDAnchorGenerator"}, "ssd"),
     Missing("anchors", {"type": "YOLOAnchorGenerator"}, "yolo"),
@@ -203,6 +199,10 @@ LOSSES = {
     "SmoothL1Loss": losses.smooth_l1,
     "IoULoss": lambda linear=False: losses.iou(mode="linear" if linear else "log"),
     "GIoULoss": losses.giou,
+    "GHMC": lambda bins, momentum, note: build("losses", {"name": "ghm_c", "bins": bins, "momentum": momentum}),
+    "GHMR": lambda mu, bins, momentum, note: build(
+        "losses", {"name": "ghm_r", "mu": mu, "bins": bins, "momentum": momentum, "weight": 1.0}
+    ),
 }
 
 
@@ -213,7 +213,7 @@ def test_loss_and_its_gradient(entry, monkeypatch):
     if params.pop("use_mask", False):
         value = mask_loss(pred, x["target"], x["label"], monkeypatch)[None]
     else:
-        avg_factor = params.pop("avg_factor")
+        avg_factor = params.pop("avg_factor", None)
         value = LOSSES[params.pop("type")](**params)(pred, x["target"], x["w"], avg_factor)
     value.sum().backward()
     close(value, tensor(entry["output"]))
@@ -256,6 +256,7 @@ def test_assignment(entry):
             negative=params["neg_iou_thr"],
             min_positive=params["min_pos_iou"],
             match_low_quality=params.get("match_low_quality", True),
+            claim_all=params.get("gt_max_assign_all", True),
             ignore_iof=params["ignore_iof_thr"],
         )
     target = Target(x["gt_bboxes"], x["gt_labels"], ignored=x.get("gt_bboxes_ignore", torch.zeros(0, 4)))
@@ -324,6 +325,17 @@ def test_batched_nms(entry):
     keep, scores = suppress(x["b"], x["s"], labels, config["iou_threshold"], config.get("max_num", 100), soft)
     assert keep.tolist() == index.tolist()
     close(torch.cat([x["b"][keep], scores[:, None]], 1), dets)
+
+
+@entries("fast_nms")
+def test_fast_nms(entry):
+    params, x = entry["params"], inputs(entry)
+    dets, labels, rows_of_c = map(tensor, entry["output"])
+    limits = params["score_thr"], params["iou_thr"], params["top_k"], params["max_num"]
+    boxes, scores, found, rows = fast_nms(x["b"], x["s"][:, :-1], *limits)
+    assert torch.equal(torch.cat([boxes, scores[:, None]], 1), dets)
+    assert found.tolist() == labels.tolist()
+    assert torch.equal(x["c"][rows], rows_of_c)
 
 
 @entries("multiclass_nms")
@@ -396,6 +408,8 @@ def test_mirrored_polygons_are_filled(entry):
 def test_anchors(entry):
     config = dict(entry["params"])
     style = "v1" if config.pop("type") == "LegacyAnchorGenerator" else "exact"
+    if "centers" in config:
+        config["centers"] = [x for x, _ in config["centers"]]
     generate = AnchorGenerator(config.pop("strides"), style=style, **config)
     assert [generate.num_base_anchors] * len(generate.strides) == entry["num_base"]
     close(generate.base_anchors, torch.tensor(entry["base_anchors"]), absolute=1e-5)

@@ -66,7 +66,7 @@ def zoo(made_up_zoo):
         [
             {"id": "mmdet-v2/atss_r50_fpn_1x_coco", "method": "atss", "model": "atss", "figures": {"box_AP": 39.4}},
             {"id": "mmdet-v2/rpn", "method": "rpn", "model": "rpn", "task": "proposals", "figures": {"prop_AR": 58.2}},
-            {"id": "mmdet-v2/ghm", "method": "ghm", "model": "retinanet", "dataset": "lvis_v1", "sched": ""},
+            {"id": "mmdet-v2/made_up", "method": "made_up", "model": "retinanet", "dataset": "lvis_v1", "sched": ""},
         ],
         schedules=SCHEDULES,
     )
@@ -89,17 +89,17 @@ def listed(capsys):
         ({"source": ["Detectron2"]}, ["mask_rcnn_R_50_FPN_3x"]),
         ({"source": ["detectron", "detectron2"]}, ["mask_rcnn_R_50_FPN_3x", "e2e"]),
         ({"method": ["Mask-RCNN"]}, ["mask_rcnn_R_50_FPN_3x"]),
-        ({"model": ["retinanet"]}, ["ghm"]),
+        ({"model": ["retinanet"]}, ["made_up"]),
         ({"backbone": ["X101-64x4d"]}, ["e2e"]),
         ({"sched": ["1X"], "backbone": ["r50"]}, ["atss_r50_fpn_1x_coco", "rpn"]),
-        ({"dataset": ["lvis_v1"]}, ["ghm"]),
+        ({"dataset": ["lvis_v1"]}, ["made_up"]),
         ({"task": ["instance", "proposals"]}, ["mask_rcnn_R_50_FPN_3x", "rpn"]),
         ({"min_box_ap": 41.0}, ["mask_rcnn_R_50_FPN_3x", "e2e"]),
         ({"min_box_ap": 99.0}, []),
-        ({"sort": "box_AP"}, ["e2e", "mask_rcnn_R_50_FPN_3x", "atss_r50_fpn_1x_coco", "rpn", "ghm"]),
-        ({"sort": "train_speed"}, ["e2e", "mask_rcnn_R_50_FPN_3x", "atss_r50_fpn_1x_coco", "rpn", "ghm"]),
-        ({"sort": "prop_AR", "source": ["mmdet-v2"]}, ["rpn", "atss_r50_fpn_1x_coco", "ghm"]),
-        ({"sort": "method", "source": ["mmdet-v2"]}, ["atss_r50_fpn_1x_coco", "ghm", "rpn"]),
+        ({"sort": "box_AP"}, ["e2e", "mask_rcnn_R_50_FPN_3x", "atss_r50_fpn_1x_coco", "rpn", "made_up"]),
+        ({"sort": "train_speed"}, ["e2e", "mask_rcnn_R_50_FPN_3x", "atss_r50_fpn_1x_coco", "rpn", "made_up"]),
+        ({"sort": "prop_AR", "source": ["mmdet-v2"]}, ["rpn", "atss_r50_fpn_1x_coco", "made_up"]),
+        ({"sort": "method", "source": ["mmdet-v2"]}, ["atss_r50_fpn_1x_coco", "made_up", "rpn"]),
     ],
 )
 def test_rows_are_chosen_and_ordered(zoo, listed, options, expected):
@@ -163,7 +163,7 @@ def test_search_finds_rows_with_all_words_the_best_first(zoo, listed):
     assert listed(search, ["MASK rcnn"]) == ["mask_rcnn_R_50_FPN_3x"]
     assert listed(search, ["rpn"]) == ["rpn"]
     assert listed(search, ["x-101"]) == ["e2e"]
-    assert listed(search, ["table 0", "lvis"]) == ["ghm"]
+    assert listed(search, ["table 0", "lvis"]) == ["made_up"]
     assert listed(search, ["test-time"]) == ["e2e"]
     assert listed(search, ["rcnn"]) == ["mask_rcnn_R_50_FPN_3x", "e2e"]
     with pytest.raises(DetcliError, match="no row has 'atts': did you mean 'atss'"):
@@ -194,8 +194,8 @@ def test_show_says_everything(zoo, capsys):
     assert "inference time (s/im): 0.241 + 0.003" in text
     assert "others      Caffe2, box AP: 42.3\n" in text
     assert "no weights are linked" in text
-    show("mmdet-v2/ghm")
-    assert "there is no plugin for ghm yet" in capsys.readouterr().out
+    show("mmdet-v2/made_up")
+    assert "there is no plugin for made_up yet" in capsys.readouterr().out
     show("atss_r50_fpn_1x")
     text = capsys.readouterr().out
     assert "1x: 12 epochs, lower learning rate after 8, 11; 500 iterations of warm-up; 16 images a step" in text
@@ -262,7 +262,7 @@ def test_every_training_command_is_valid_and_says_what_it_lacks():
         _, _, recipe, *words = shlex.split(found.command)
         options = dict(zip(words[::2], words[1::2], strict=True))
         given = {argument: options[flag] for flag, argument in flags.items() if flag in options}
-        config = resolve(recipe, **given).config
+        config = resolve(recipe, **given, overlays=[options["--with"]] if "--with" in options else []).config
         assert config.model["name"] == row.model
         assert config == found.config
         assert found.exact or found.differs
