@@ -119,9 +119,10 @@ def roi_head(
 
 
 class BBoxHead(nn.Module):
-    """Classes and class-specific boxes of RoIs, from fully connected layers (FPN, section 4.2).
+    """Classes and boxes of RoIs, from fully connected layers (FPN, section 4.2).
 
-    Without such layers (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A).
+    Without such layers (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A). There is a box for
+    each class, or one for all of them with `class_agnostic`.
     `decode_before_loss` gives the loss boxes in pixels in place of deltas, for losses of overlaps.
     """
 
@@ -136,6 +137,7 @@ class BBoxHead(nn.Module):
         *,
         channels: int,
         num_fcs: int = 2,
+        class_agnostic: bool = False,
         decode_before_loss: bool,
     ) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class BBoxHead(nn.Module):
         self.shared_fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         width = channels if num_fcs else in_channels
         self.fc_cls = nn.Linear(width, num_classes + 1)
-        self.fc_reg = nn.Linear(width, num_classes * 4)
+        self.fc_reg = nn.Linear(width, 4 if class_agnostic else num_classes * 4)
         xavier_init(self.shared_fcs)
         normal_init(self.fc_cls, std=0.01)
         normal_init(self.fc_reg, std=0.001)
@@ -155,12 +157,15 @@ class BBoxHead(nn.Module):
         self.decode_before_loss = decode_before_loss
 
     def forward(self, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,C,S,S]."""
+        """Return the logits [R,classes+1], background last, and the deltas [R,classes,4] of rois [R,C,S,S].
+
+        Those of a `class_agnostic` head are [R,1,4].
+        """
         hidden = rois if self.shared_fcs else rois.mean((2, 3))
         for layer in self.shared_fcs:
             hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
         hidden = hidden.flatten(1)
-        return self.fc_cls(hidden), self.fc_reg(hidden).view(len(rois), self.num_classes, 4)
+        return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
 
     def prepare_detection(self) -> None:
         """Make the first layer a convolution as large as the RoIs, which reads them as they lie in memory."""
@@ -174,9 +179,8 @@ class BBoxHead(nn.Module):
         conv.bias = dense.bias
         self.shared_fcs[0] = conv
 
-    def losses(self, rois: Tensor, samples: list[RoISample]) -> dict[str, Tensor]:
-        """Return loss_cls and loss_bbox of sampled rois [R,C,S,S], both divided by their number."""
-        logits, deltas = self(rois)
+    def losses(self, logits: Tensor, deltas: Tensor, samples: list[RoISample]) -> dict[str, Tensor]:
+        """Return loss_cls and loss_bbox of what was predicted for sampled RoIs, both divided by their number."""
         boxes = torch.cat([sample.boxes for sample in samples])
         objects = torch.cat([sample.objects for sample in samples])
         labels = torch.cat([sample.labels for sample in samples])
@@ -184,7 +188,7 @@ class BBoxHead(nn.Module):
         valid = torch.cat([sample.valid for sample in samples])
         count = reduce_mean(valid.sum(), least=1)
         # A negative reads the deltas of the last class; they have weight 0.
-        predicted = deltas[torch.arange(len(labels), device=labels.device), labels.clamp(max=self.num_classes - 1)]
+        predicted = deltas[torch.arange(len(labels), device=labels.device), labels.clamp(max=deltas.shape[1] - 1)]
         if self.decode_before_loss:
             predicted, goals = self.box_coder.decode(boxes, predicted.float()), objects
         else:
@@ -224,30 +228,42 @@ class MaskHead(nn.Module):
         hidden = rois
         for conv in self.convs:
             hidden = conv(hidden)
+        return self.logits(hidden, labels)
+
+    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the mask logits [R,2S,2S] of what the convolutions made of RoIs [R,C,S,S], each for its label [R]."""
         hidden = functional.relu(self.upsample(hidden), inplace=True)
         # Of the 1x1 convolution, only the output of each RoI's own class.
         weight = self.conv_logits.weight.flatten(1)[labels]
         assert self.conv_logits.bias is not None
         logits = hidden.permute(0, 2, 3, 1).flatten(1, 2) @ weight[..., None]
-        return logits.view(len(rois), *hidden.shape[-2:]) + self.conv_logits.bias[labels, None, None]
+        return logits.view(len(hidden), *hidden.shape[-2:]) + self.conv_logits.bias[labels, None, None]
 
     def losses(self, rois: Tensor, samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
-        """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
+        """Return `mask_losses` of rois [R,C,S,S], those of the samples."""
+        return mask_losses(self(rois, self.trained_labels(samples)), samples, targets)
 
-        rois [R,C,S,S] are those of the samples, which are `possible_positives`. Raises `DetcliError` when the targets
-        have no masks.
-        """
+    def trained_labels(self, samples: list[RoISample]) -> Tensor:
+        """Return the label [R] of the mask that each RoI is trained with; that of a negative has no weight."""
         labels = torch.cat([sample.labels for sample in samples])
-        weight = torch.cat([sample.positive for sample in samples])
-        logits = self(rois, labels.clamp(max=self.conv_logits.out_channels - 1)).float()
-        goals = []
-        for sample, target in zip(samples, targets, strict=True):
-            if target.masks is None:
-                raise DetcliError("this model learns masks, and the data have none. Train faster_rcnn.")
-            index = sample.gt_index.clamp(min=0)
-            goals.append(crop_masks(target.masks, sample.boxes, index, logits.shape[-1]))
-        pixels = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
-        return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / reduce_mean(weight.sum(), least=1)}
+        return labels.clamp(max=self.conv_logits.out_channels - 1)
+
+
+def mask_losses(logits: Tensor, samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
+    """Return loss_mask: the mean binary cross-entropy of the positives' pixels (Mask R-CNN, section 3).
+
+    logits [R,S,S] are of the RoIs of the samples, which are `possible_positives`. Raises `DetcliError` when the targets
+    have no masks.
+    """
+    weight = torch.cat([sample.positive for sample in samples])
+    goals = []
+    for sample, target in zip(samples, targets, strict=True):
+        if target.masks is None:
+            raise DetcliError("this model learns masks, and the data have none. Train faster_rcnn.")
+        index = sample.gt_index.clamp(min=0)
+        goals.append(crop_masks(target.masks, sample.boxes, index, logits.shape[-1]))
+    pixels = functional.binary_cross_entropy_with_logits(logits.float(), torch.cat(goals), reduction="none")
+    return {"loss_mask": (pixels.mean((1, 2)) * weight).sum() / reduce_mean(weight.sum(), least=1)}
 
 
 class RoIHead(nn.Module):
@@ -295,7 +311,7 @@ class RoIHead(nn.Module):
             for boxes, target, seed in zip(proposals, batch.targets, batch.each_seed(), strict=True)
         ]
         rois = self._pool(self.bbox_roi_extractor, features, [sample.boxes for sample in samples])
-        losses = self.bbox_head.losses(rois, samples)
+        losses = self.bbox_head.losses(*self.bbox_head(rois), samples)
         heads = self._object_heads()
         positives = [sample.possible_positives() for sample in samples if heads]
         for extractor, head in heads:
@@ -350,32 +366,48 @@ class RoIHead(nn.Module):
         rois: Tensor = extractor(features, to_rois(boxes))
         return rois if self.shared_head is None else self.shared_head(rois)
 
-    @torch.no_grad()
     def _sample(self, proposals: Tensor, target: Target, seed: Tensor | None = None) -> RoISample:
         """Choose the RoIs of one image that are trained, and match them with objects."""
-        assignment = self.assigner(proposals, target, [len(proposals)], None)
-        boxes = proposals
-        if self.sampler.add_gt:
-            own = torch.arange(len(target.boxes), device=proposals.device)
-            boxes = torch.cat([target.boxes, proposals])
-            assignment = Assignment(
-                torch.cat([own, assignment.gt_index]),
-                torch.cat([torch.ones_like(own).float(), assignment.iou]),
-            )
-        sample = self.sampler(assignment, seed)
-        boxes = boxes[sample.index]
-        # Index -1, the negatives', reads the row that is appended.
-        objects = torch.cat([target.boxes, boxes.new_zeros(1, 4)])[sample.gt_index]
-        background = target.labels.new_full((1,), self.bbox_head.num_classes)
-        return RoISample(
-            boxes,
-            torch.where(sample.positive[:, None], objects, boxes),
-            sample.gt_index,
-            torch.cat([target.labels, background])[sample.gt_index],
-            sample.positive,
-            sample.valid,
-            sample.positive_limit,
+        return sample_rois(proposals, target, self.assigner, self.sampler, self.bbox_head.num_classes, seed)
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Tensor,
+    target: Target,
+    assigner: AnchorAssigner,
+    sampler: RandomSampler,
+    background: int,
+    seed: Tensor | None = None,
+    usable: Tensor | None = None,
+) -> RoISample:
+    """Choose the RoIs of one image that are trained, and match them with objects.
+
+    proposals [P,4], of which those that are `usable` [P] count (None: all); `background` is the label of what is no
+    object. A sampler that adds the ground truth puts it before the proposals.
+    """
+    assignment = assigner(proposals, target, [len(proposals)], usable)
+    boxes = proposals
+    if sampler.add_gt:
+        own = torch.arange(len(target.boxes), device=proposals.device)
+        boxes = torch.cat([target.boxes, proposals])
+        assignment = Assignment(
+            torch.cat([own, assignment.gt_index]),
+            torch.cat([torch.ones_like(own).float(), assignment.iou]),
         )
+    sample = sampler(assignment, seed)
+    boxes = boxes[sample.index]
+    # Index -1, the negatives', reads the row that is appended.
+    objects = torch.cat([target.boxes, boxes.new_zeros(1, 4)])[sample.gt_index]
+    return RoISample(
+        boxes,
+        torch.where(sample.positive[:, None], objects, boxes),
+        sample.gt_index,
+        torch.cat([target.labels, target.labels.new_full((1,), background)])[sample.gt_index],
+        sample.positive,
+        sample.valid,
+        sample.positive_limit,
+    )
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
