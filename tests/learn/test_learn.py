@@ -21,6 +21,8 @@ FIGURES = {
     "atss": {"box_AP": 50},
     "faster_rcnn": {"box_AP": 50},
     "mask_rcnn": {"box_AP": 50, "mask_AP": 40},
+    "keypoint_rcnn": {"box_AP": 50, "keypoint_AP": 40},
+    "panoptic_fpn": {"box_AP": 50, "mask_AP": 40, "PQ": 50},
     "fast_rcnn": {"box_AP": 50},
 }
 SHORT_FIGURES = {
@@ -30,6 +32,8 @@ SHORT_FIGURES = {
     "atss": {"box_AP50": 30},
     "faster_rcnn": {"box_AP50": 30},
     "mask_rcnn": {"box_AP50": 30, "mask_AP50": 30},
+    "keypoint_rcnn": {"box_AP50": 30, "keypoint_AP50": 30},
+    "panoptic_fpn": {"box_AP50": 30, "mask_AP50": 30, "PQ": 30},
     "fast_rcnn": {"box_AP50": 30},
 }
 LEAST = FIGURES if FULL else SHORT_FIGURES
@@ -49,7 +53,7 @@ def learn(runs):
     """Return a function that trains a method and returns the figures that it is held to."""
     data = ["--data", "shapes"]
     if not FULL:
-        detcli("data", "synth", runs / "shapes", "--train", "2", "--val", "1")
+        detcli("data", "synth", runs / "shapes", "--train", "2", "--val", "1", "--keypoints")
         pictures = runs / "shapes" / "annotations" / "instances_train.json"
         data = ["--train", pictures, "--val", pictures, "--iters", "100", "--batch", "2", "--workers", "0"]
         data += ["--set", "data.flip=0", "--set", "optim.batch=2"]
@@ -81,7 +85,8 @@ def test_rpn_learns(learned_rpn):
 
 @pytest.mark.parametrize("method", [name for name in FIGURES if name not in ("rpn", "fast_rcnn")])
 def test_method_learns(method, learn):
-    figures = learn(method)
+    keypoints = ["--set", "data.args.keypoints=true"] if FULL and method == "keypoint_rcnn" else []
+    figures = learn(method, *keypoints)
     assert reached(method, figures), figures
 
 
