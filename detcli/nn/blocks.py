@@ -13,11 +13,12 @@ from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 
 from detcli.nn.processes import process_count
 
-Norm: TypeAlias = Literal["bn", "syncbn", "gn"]
+Norm: TypeAlias = Literal["bn", "syncbn", "gn", "gn_ws"]
+"""How maps are normalised. gn_ws is gn after convolutions with standardised weights (see `make_conv`)."""
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """Return a normalisation layer for maps of `channels` channels; gn has 32 groups.
+    """Return a normalisation layer for maps of `channels` channels; gn has 32 groups (Wu and He 2018, section 4).
 
     syncbn shares its statistics between processes, and is bn where there is one process.
     """
@@ -68,7 +69,36 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 def norm_name(kind: Norm) -> Literal["bn", "gn"]:
     """Return what a normalisation layer is called in a state dict."""
-    return "gn" if kind == "gn" else "bn"
+    return "gn" if kind in ("gn", "gn_ws") else "bn"
+
+
+def make_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    norm: Norm | Literal["none"] = "none",
+) -> nn.Conv2d:
+    """Return a convolution that keeps the map's size at stride 1, of the kind that goes with the norm after it."""
+    kind = StandardizedConv2d if norm == "gn_ws" else nn.Conv2d
+    padding = kernel_size // 2 * dilation
+    return kind(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights have mean 0 and deviation 1 in each output (Qiao et al. 2019, equation 5)."""
+
+    eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N,out_channels,H/stride,W/stride] of x [N,in_channels,H,W]."""
+        weight = self.weight.float()
+        deviation, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, ((weight - mean) / (deviation + self.eps)).to(self.weight.dtype), self.bias)
 
 
 class ConvNorm(nn.Module):
@@ -91,15 +121,15 @@ class ConvNorm(nn.Module):
         bias: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = make_conv(
             in_channels,
             out_channels,
             kernel_size,
-            stride,
-            padding=kernel_size // 2 * dilation,
+            stride=stride,
             dilation=dilation,
             groups=groups,
             bias=norm == "none" if bias == "auto" else bias,
+            norm=norm,
         )
         self.norm_name = None if norm == "none" else norm_name(norm)
         if norm != "none":

@@ -5,7 +5,8 @@ State-dict names are torchvision's: conv1, bn1, layer1.0.conv1, layer1.0.downsam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detcli.errors import UsageError
-from detcli.nn.blocks import Norm, make_norm, norm_name
+from detcli.nn.blocks import Norm, make_conv, make_norm, norm_name
 from detcli.nn.fold import conv_norm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -26,7 +27,7 @@ def resnet(
     style: Literal["pytorch", "caffe"] = "pytorch",
     groups: int = 1,
     width_per_group: int = 64,
-    norm: Literal["bn", "syncbn", "gn"] = "bn",
+    norm: Literal["bn", "syncbn", "gn", "gn_ws"] = "bn",
     norm_eval: bool = True,
     norm_trained: bool = True,
     norm_eps: float = 1e-5,
@@ -42,27 +43,18 @@ def resnet(
     biases; `norm_eps` is what they add to a variance. `frozen_stages` stages and the stem before them are not
     trained at all; 0 trains everything.
     """
-    num_stages = max(out_stages)
-    stages = []
-    in_channels = 64
-    for stage, count in enumerate(BLOCKS[depth][:num_stages]):
-        channels = 64 * 2**stage
-        blocks = []
-        for number in range(count):
-            stride = strides[stage] if number == 0 else 1
-            if depth < 50:
-                convs = basic_convs(in_channels, channels, stride, dilations[stage])
-            else:
-                width = channels * width_per_group // 64 * groups
-                convs = bottleneck_convs(in_channels, channels, width, stride, dilations[stage], groups, style)
-            blocks.append(ResidualBlock(convs, stride, norm))
-            in_channels = convs[-1].out_channels
-        stages.append(blocks)
+
+    def block(place: Place) -> ResidualBlock:
+        if depth < 50:
+            return ResidualBlock(basic_convs(place, norm), place.stride, norm)
+        width = place.channels * width_per_group // 64 * groups
+        return ResidualBlock(bottleneck_convs(place, width, groups, style, norm), place.stride, norm)
+
     return ResNet(
-        stages,
+        residual_stages(depth, block, num_stages=max(out_stages), strides=strides, dilations=dilations),
         norm,
         out_stages=out_stages,
-        strides=tuple(accumulate(strides[:num_stages], mul, initial=4))[1:],
+        strides=strides,
         frozen_stages=frozen_stages,
         norm_eval=norm_eval,
         norm_trained=norm_trained,
@@ -70,47 +62,87 @@ def resnet(
     )
 
 
-def basic_convs(in_channels: int, channels: int, stride: int, dilation: int) -> list[nn.Conv2d]:
-    """Return the convolutions of a basic block (ResNet, figure 5 left)."""
-    return [
-        nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False),
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-    ]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a residual block stands: its stage (1 to 4), whether it is the first there, and what goes into it."""
+
+    stage: int
+    first: bool
+    in_channels: int
+    stride: int
+    dilation: int
+
+    @property
+    def channels(self) -> int:
+        """The width of the stage: 64, then twice as much in each."""
+        return 64 * 2 ** (self.stage - 1)
+
+
+def residual_stages(
+    depth: int,
+    block: Callable[[Place], ResidualBlock],
+    *,
+    num_stages: int,
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> list[list[ResidualBlock]]:
+    """Return the first `num_stages` stages of a ResNet of `depth`, of what `block` returns for each place in them.
+
+    The first block of a stage has its stride, all blocks its dilation.
+    """
+    stages: list[list[ResidualBlock]] = []
+    in_channels = 64
+    for stage, count in enumerate(BLOCKS[depth][:num_stages], 1):
+        blocks: list[ResidualBlock] = []
+        for number in range(count):
+            stride = strides[stage - 1] if number == 0 else 1
+            blocks.append(block(Place(stage, number == 0, in_channels, stride, dilations[stage - 1])))
+            in_channels = blocks[-1].out_channels
+        stages.append(blocks)
+    return stages
+
+
+def basic_convs(place: Place, norm: Norm) -> dict[int, nn.Conv2d]:
+    """Return the convolutions of a basic block by number (ResNet, figure 5 left)."""
+    channels = place.channels
+    return {
+        1: make_conv(place.in_channels, channels, 3, stride=place.stride, dilation=place.dilation, norm=norm),
+        2: make_conv(channels, channels, 3, norm=norm),
+    }
 
 
 def bottleneck_convs(
-    in_channels: int,
-    channels: int,
-    width: int,
-    stride: int,
-    dilation: int,
-    groups: int,
-    style: Literal["pytorch", "caffe"],
-) -> list[nn.Conv2d]:
-    """Return the convolutions of a bottleneck, `width` inside and 4 x `channels` outside (figure 5 right)."""
-    first, second = (stride, 1) if style == "caffe" else (1, stride)
-    return [
-        nn.Conv2d(in_channels, width, 1, first, bias=False),
-        nn.Conv2d(width, width, 3, second, dilation, dilation, groups, bias=False),
-        nn.Conv2d(width, channels * 4, 1, bias=False),
-    ]
+    place: Place, width: int, groups: int, style: Literal["pytorch", "caffe"], norm: Norm
+) -> dict[int, nn.Conv2d]:
+    """Return the convolutions of a bottleneck by number, `width` wide inside (figure 5 right)."""
+    first, second = (place.stride, 1) if style == "caffe" else (1, place.stride)
+    return {
+        1: make_conv(place.in_channels, width, 1, stride=first, norm=norm),
+        2: make_conv(width, width, 3, stride=second, dilation=place.dilation, groups=groups, norm=norm),
+        3: make_conv(width, place.channels * 4, 1, norm=norm),
+    }
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions conv1, conv2, ... with a norm each, and a shortcut, projected where the shapes differ."""
+    """Convolutions conv1, conv2, ... with a norm each, and a shortcut, projected where the shapes differ.
 
-    def __init__(self, convs: list[nn.Conv2d], stride: int, norm: Norm) -> None:
+    A block that does more between its convolutions has a `residual` of its own. With `avg_down`, the shortcut strides
+    by averaging (He et al. 2019, arXiv 1812.01187, figure 2c).
+    """
+
+    def __init__(self, convs: Mapping[int, nn.Conv2d], stride: int, norm: Norm, *, avg_down: bool = False) -> None:
         super().__init__()
-        self.conv_norms = [(f"conv{number}", f"{norm_name(norm)}{number}") for number in range(1, len(convs) + 1)]
-        for conv, (conv_key, norm_key) in zip(convs, self.conv_norms, strict=True):
+        self.conv_norms = [(f"conv{number}", f"{norm_name(norm)}{number}") for number in convs]
+        for conv, (conv_key, norm_key) in zip(convs.values(), self.conv_norms, strict=True):
             self.add_module(conv_key, conv)
             self.add_module(norm_key, make_norm(norm, conv.out_channels))
-        in_channels = convs[0].in_channels
-        self.out_channels = convs[-1].out_channels
+        first, *_, last = convs.values()
+        in_channels, self.out_channels = first.in_channels, last.out_channels
         self.downsample = None
         if stride != 1 or in_channels != self.out_channels:
-            projection = nn.Conv2d(in_channels, self.out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, make_norm(norm, self.out_channels))
+            average = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] if avg_down else []
+            projection = make_conv(in_channels, self.out_channels, 1, stride=1 if avg_down else stride, norm=norm)
+            self.downsample = nn.Sequential(*average, projection, make_norm(norm, self.out_channels))
         self.relu = nn.ReLU(inplace=True)
 
     @property
@@ -120,18 +152,34 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [N,C',H/stride,W/stride] of x [N,C,H,W]."""
-        shortcut = conv_norm(self.downsample[0], self.downsample[1], x) if self.downsample else x
-        for conv, norm in self.conv_norms:
-            x = conv_norm(getattr(self, conv), getattr(self, norm), x)
-            x = self.relu(x if norm != self.conv_norms[-1][1] else x.add_(shortcut))
+        shortcut = x
+        if self.downsample is not None:
+            *average, projection, norm = self.downsample
+            shortcut = conv_norm(projection, norm, average[0](x) if average else x)
+        result: Tensor = self.relu(self.residual(x).add_(shortcut))
+        return result
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return what is added to the shortcut of x [N,C,H,W]."""
+        for number, (conv, norm) in enumerate(self.conv_norms):
+            x = conv_norm(getattr(self, conv), getattr(self, norm), self.relu(x) if number else x)
         return x
+
+
+def deep_stem(norm: Norm) -> nn.Sequential:
+    """Return a stem of three 3x3 convolutions in place of one of 7x7 (He et al. 2019, arXiv 1812.01187, figure 2b)."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+        conv = make_conv(in_channels, out_channels, 3, stride=stride, norm=norm)
+        layers += [conv, make_norm(norm, out_channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 class ResNet(nn.Module):
     """A stem of stride 4, then stages of residual blocks called layer1, layer2, ...
 
-    It is given the `strides` of all stages against the image, and has the `out_channels` and `strides` of
-    its outputs.
+    It is given the `strides` of all stages, and has the `out_channels` and, against the image, the `strides` of its
+    outputs. The stem is conv1 and its norm, or a `stem` of stride 2 before the pooling.
     """
 
     def __init__(
@@ -145,21 +193,24 @@ class ResNet(nn.Module):
         norm_eval: bool,
         norm_trained: bool,
         norm_eps: float,
+        stem: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
-        self.stem_norm = f"{norm_name(norm)}1"
-        self.conv_norms = (("conv1", self.stem_norm),)
         self.stage_names = [f"layer{stage}" for stage in range(1, len(stages) + 1)]
         self.out_names = [f"layer{stage}" for stage in out_stages]
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.add_module(self.stem_norm, make_norm(norm, 64))
+        self.conv_norms = () if stem else (("conv1", f"{norm_name(norm)}1"),)
+        self.stem = stem
+        if stem is None:
+            self.conv1 = make_conv(3, 64, 7, stride=2, norm=norm)
+            self.add_module(f"{norm_name(norm)}1", make_norm(norm, 64))
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for name, stage in zip(self.stage_names, stages, strict=True):
             self.add_module(name, nn.Sequential(*stage))
-        self.strides = tuple(strides[stage - 1] for stage in out_stages)
+        against_image = tuple(accumulate(strides[: len(stages)], mul, initial=4))[1:]
+        self.strides = tuple(against_image[stage - 1] for stage in out_stages)
         self.out_channels = tuple(stages[stage - 1][-1].out_channels for stage in out_stages)
 
         for module in self.modules():
@@ -176,7 +227,10 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps [N,C,H/stride,W/stride] of the out stages of images [N,3,H,W]."""
-        x = self.maxpool(self.relu(conv_norm(self.conv1, getattr(self, self.stem_norm), images)))
+        x = images if self.stem is None else self.stem(images)
+        for conv, norm in self.conv_norms:
+            x = self.relu(conv_norm(getattr(self, conv), getattr(self, norm), x))
+        x = self.maxpool(x)
         features = []
         for name in self.stage_names:
             x = getattr(self, name)(x)
@@ -214,8 +268,7 @@ class ResNet(nn.Module):
     def _frozen(self) -> Iterator[nn.Module]:
         """Yield the stem's layers and the first stages, as many as are frozen."""
         if self.frozen_stages:
-            yield self.conv1
-            yield getattr(self, self.stem_norm)
+            yield from ([getattr(self, name) for pair in self.conv_norms for name in pair] or [self.stem])
             yield from (getattr(self, name) for name in self.stage_names[: self.frozen_stages])
 
 
