@@ -200,6 +200,8 @@ def accumulated(
             indexed.append(coco)
         evaluation = Evaluation(*indexed, iouType=iou_type, **settings)
         evaluation.params.maxDets = max_detections
+        # For keypoints, faster-coco-eval would leave out categories without objects.
+        evaluation.params.catIds = sorted(category["id"] for category in dataset["categories"])
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()

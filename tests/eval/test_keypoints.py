@@ -115,6 +115,15 @@ def test_similarity_falls_with_the_distance(similarity, average):
     assert measure("faster", "keypoint", truth, results).metrics["keypoint_AP"] == pytest.approx(average)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_categories_without_objects_are_not_in_the_mean(backend):
+    truth, results = one_object(0)
+    truth["categories"] += [{"id": number, "name": str(number), "keypoints": ["a", "b"]} for number in (2, 3)]
+    found = evaluate(truth, results, backend=backend)
+    assert found.per_class == {"thing": pytest.approx(100), "2": -1, "3": -1}
+    assert found.metrics["keypoint_AP"] == pytest.approx(100)
+
+
 def test_an_object_without_labelled_keypoints_does_not_count():
     found = evaluate(*one_object(0, visibility=0))
     assert found.metrics["keypoint_AP"] == -1
