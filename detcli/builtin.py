@@ -92,7 +92,10 @@ plugin = Plugin(
         "panoptic": Part("detcli.eval.panoptic:panoptic", summary="panoptic quality of things and stuff"),
     },
     transforms={
-        "random_size_crop": Part("detcli.data.transforms:random_size_crop", summary="a window of any size, as in DETR")
+        "expand": Part("detcli.data.transforms:expand", summary="the picture anywhere on a larger canvas, as in SSD"),
+        "min_iou_crop": Part("detcli.data.transforms:min_iou_crop", summary="a window that objects overlap, as in SSD"),
+        "photometric": Part("detcli.data.transforms:photometric", summary="changes of colour, as in SSD"),
+        "random_size_crop": Part("detcli.data.transforms:random_size_crop", summary="a window of any size, as in DETR"),
     },
     datasets={
         "shapes": Part("detcli.data.shapes:shapes", summary="drawn scenes of coloured shapes, nothing downloaded"),

@@ -50,13 +50,14 @@ class DataConfig(Section):
     """What is trained and evaluated on, and how the pictures are changed on the way.
 
     `train` and `val` are folders, COCO-style JSON files or names of datasets; `source` stands for both.
-    Resize scales are (longest side, shortest side) in pixels with the aspect ratio kept: `value` draws one of
-    the list, `range` draws between the first and the last. `resize_with` opencv, as MMDetection and Detectron do,
-    leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does, smooths them.
-    `before_resize` and `transforms` are parts of the slot of transforms, the first of whole pictures before they are
-    resized, the second of what the network gets, after everything else. With a `repeat_threshold`, pictures with a
-    class that is in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a number
-    of times that is rounded up, or drawn anew each epoch.
+    Resize scales are (longest side, shortest side) in pixels with the aspect ratio kept, or (width, height) without
+    `keep_ratio`: `value` draws one of the list, `range` draws between the first and the last. `resize_with` opencv, as
+    MMDetection and Detectron do, leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does,
+    smooths them. `before_resize` and `transforms` are parts of the slot of transforms, the first of whole pictures
+    before they are resized, the second of what the network gets, after everything else. Objects with a side of
+    `min_side` pixels or less are not trained on, nor pictures without others. With a `repeat_threshold`, pictures with
+    a class that is in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a
+    number of times that is rounded up, or drawn anew each epoch.
     """
 
     source: str = ""
@@ -69,12 +70,13 @@ class DataConfig(Section):
     resize: list[tuple[int, int]] = Field(default_factory=lambda: [(1333, 800)])
     resize_mode: Literal["value", "range"] = "value"
     resize_with: Literal["opencv", "pillow"] = "opencv"
+    keep_ratio: bool = True
     test_resize: tuple[int, int] = (1333, 800)
     flip: float = Field(0.5, ge=0, le=1)
     crop: tuple[int, int] | None = None
-    photometric: bool = False
     before_resize: list[dict[str, Any]] = Field(default_factory=list)
     transforms: list[dict[str, Any]] = Field(default_factory=list)
+    min_side: float = Field(0.0, ge=0)
     keep_empty: bool = False
     group_aspect: bool = True
     repeat_threshold: float = Field(0.0, ge=0, le=1)

@@ -38,7 +38,7 @@ def translate(
     result = {"model": _model(Group(model, "model")), "input": training.input(whole, train, test)}
     parts: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
         ("data", "evaluation", lambda: training.test_data(test)),
-        ("data", "training", lambda: training.train_data(train)),
+        ("data", "training", lambda: training.train_data(train, result.get("data", {}).get("keep_ratio", True))),
         ("optim", "training", lambda: training.optim(config)),
         ("sched", "training", lambda: training.sched(config, train.times)),
         ("train", "training", lambda: training.train(config)),

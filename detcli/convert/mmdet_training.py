@@ -132,10 +132,11 @@ PLAIN_STEPS = (
 def test_data(dataset: Dataset) -> dict[str, Any]:
     """Return the size of pictures in an evaluation: one size, not flipped."""
     scales: list[tuple[int, int]] = []
+    keep_ratio = True
     for step in _changing_steps(dataset):
         if step.kind == "Resize":
             scales += _scales(step, "img_scale", "scale")
-            _keeps_ratio(step)
+            keep_ratio = _keeps_ratio(step)
         elif step.kind != "RandomFlip":
             raise step.unsupported("type")
     for step in dataset.pipeline:
@@ -148,11 +149,11 @@ def test_data(dataset: Dataset) -> dict[str, Any]:
         scales += _scales(dataset.group, "img_scale")
     if len(scales) != 1:
         raise DetcliError(f"its config has {len(scales)} sizes of pictures in {dataset.group.where}: not supported.")
-    return {"test_resize": scales[0]}
+    return {"test_resize": scales[0], "keep_ratio": keep_ratio}
 
 
-def train_data(dataset: Dataset) -> dict[str, Any]:
-    """Return how pictures are changed in training."""
+def train_data(dataset: Dataset, keep_ratio: bool = True) -> dict[str, Any]:
+    """Return how pictures are changed in training; they must be resized with `keep_ratio`, as in an evaluation."""
     group = dataset.group
     if "img_scale" in group.values:
         scales = _scales(group, "img_scale")
@@ -160,13 +161,14 @@ def train_data(dataset: Dataset) -> dict[str, Any]:
             "resize": scales,
             "resize_mode": group.text("multiscale_mode", "value"),
             "flip": group.number("flip_ratio", 0.0),
-            "photometric": False,
         }
-    result: dict[str, Any] = {"flip": 0.0, "photometric": False}
+    parts: dict[str, list[dict[str, Any]]] = {"before_resize": [], "transforms": []}
+    result: dict[str, Any] = {"flip": 0.0, **parts}
     for step in _changing_steps(dataset):
         if step.kind in RESIZE_STEPS:
             default_mode = RESIZE_STEPS[step.kind]
-            _keeps_ratio(step)
+            if _keeps_ratio(step) != keep_ratio:
+                raise step.unsupported("keep_ratio")
             scales = _scales(step, "img_scale", "scale", "scales")
             mode = step.text("multiscale_mode", default_mode)
             result |= {"resize": scales, "resize_mode": mode if len(scales) > 1 else "value"}
@@ -174,19 +176,64 @@ def train_data(dataset: Dataset) -> dict[str, Any]:
             step.expect("direction", "horizontal")
             result["flip"] = step.number("prob" if "prob" in step.values else "flip_ratio", 0.0)
             step.check()
-        elif step.kind == "PhotoMetricDistortion":
-            step.expect("brightness_delta", 32)
-            step.expect("hue_delta", 18)
-            for key in ("contrast_range", "saturation_range"):
-                if step.numbers(key, (0.5, 1.5)) != (0.5, 1.5):
-                    raise step.unsupported(key)
-            step.check()
-            result["photometric"] = True
+        elif step.kind == "FilterAnnotations":
+            result["min_side"] = _min_side(step)
         elif step.kind == "AutoAugment":
             result |= _resize_or_crop(step)
+        elif step.kind == "PhotoMetricDistortion":
+            parts["transforms" if "resize" in result else "before_resize"].append(_photometric(step))
+        elif step.kind in WHOLE_PICTURES and "resize" not in result:
+            parts["before_resize"].append(WHOLE_PICTURES[step.kind](step, dataset))
         else:
             raise step.unsupported("type")
     return result
+
+
+def _min_side(step: Group) -> float:
+    """Return the side that a box must be larger than for its object to be trained."""
+    sides = step.numbers("min_gt_bbox_wh", (1.0, 1.0))
+    if len(set(sides)) != 1:
+        raise step.unsupported("min_gt_bbox_wh")
+    step.expect("by_box", True)
+    step.expect("by_mask", False)
+    step.expect("keep_empty", True)
+    step.ignore("min_gt_mask_area")
+    step.check()
+    return sides[0]
+
+
+def _photometric(step: Group) -> dict[str, Any]:
+    step.expect("brightness_delta", 32)
+    step.expect("hue_delta", 18)
+    for key in ("contrast_range", "saturation_range"):
+        if step.numbers(key, (0.5, 1.5)) != (0.5, 1.5):
+            raise step.unsupported(key)
+    step.check()
+    return {"name": "photometric"}
+
+
+def _expand(step: Group, dataset: Dataset) -> dict[str, Any]:
+    """Return the canvas of a picture; its colour is left out where it is the pixel mean."""
+    colors = step.numbers("mean", (0.0, 0.0, 0.0))
+    rgb = colors if step.flag("to_rgb", True) else colors[::-1]
+    normalize = dataset.find("Normalize")
+    is_mean = normalize is not None and normalize.numbers("mean") == colors
+    part = {"name": "expand", "ratio": step.numbers("ratio_range", (1.0, 4.0)), "probability": step.number("prob", 0.5)}
+    step.ignore("seg_ignore_label")
+    step.check()
+    return part if is_mean else {**part, "fill": rgb}
+
+
+def _min_iou_crop(step: Group, dataset: Dataset) -> dict[str, Any]:
+    ious = step.numbers("min_ious", (0.1, 0.3, 0.5, 0.7, 0.9))
+    part = {"name": "min_iou_crop", "ious": ious, "least": step.number("min_crop_size", 0.3)}
+    step.expect("bbox_clip_border", True)
+    step.check()
+    return part
+
+
+WHOLE_PICTURES = {"Expand": _expand, "MinIoURandomCrop": _min_iou_crop}
+"""Steps that change pictures before they are resized."""
 
 
 def _resize_or_crop(step: Group) -> dict[str, Any]:
@@ -200,7 +247,8 @@ def _resize_or_crop(step: Group) -> dict[str, Any]:
     for resize in steps:
         resize.expect("multiscale_mode", "value")
         resize.ignore("override")
-        _keeps_ratio(resize)
+        if not _keeps_ratio(resize):
+            raise resize.unsupported("keep_ratio")
     always, first, last = (_scales(resize, "img_scale") for resize in steps)
     longest = {max(size) for size in first}
     if always != last or len(longest) != 1:
@@ -253,17 +301,18 @@ def _scales(group: Group, *keys: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def _keeps_ratio(step: Group) -> None:
-    # Only the Resize of 3.x, which calls its size `scale`, does not keep the ratio unless it is told to.
-    if not step.flag("keep_ratio", not (step.kind == "Resize" and "scale" in step.values)):
-        raise step.unsupported("keep_ratio")
+def _keeps_ratio(step: Group) -> bool:
+    """Return whether a step that resizes keeps the aspect ratio; what else it could do must be neutral."""
     step.expect("ratio_range", None)
     step.expect("resize_type", "Resize")
     step.expect("interpolation", "bilinear")
     step.expect("bbox_clip_border", True)
     step.expect("clip_object_border", True)
     step.ignore("backend", "img_scale", "scale", "scales", "multiscale_mode")
+    # Only the Resize of 3.x, which calls its size `scale`, does not keep the ratio unless it is told to.
+    keeps = step.flag("keep_ratio", not (step.kind == "Resize" and "scale" in step.values))
     step.check()
+    return keeps
 
 
 def sampling(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

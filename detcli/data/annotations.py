@@ -188,12 +188,13 @@ class AnnotationStore:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def trainable(self) -> NDArray[np.bool_]:
-        """Return [M] bool: no crowd region, at least a pixel a side, and not outside its picture."""
+    def trainable(self, min_side: float = 0.0) -> NDArray[np.bool_]:
+        """Return [M] bool: no crowd region, not outside its picture, sides of a pixel at least and above `min_side`."""
         left, top, width, height = self.xywh.T
         size = self.sizes[self.images]
         inside = (left < size[:, 1]) & (top < size[:, 0]) & (left + width > 0) & (top + height > 0)
-        return ~self.crowd & (width >= 1) & (height >= 1) & inside
+        sides = np.minimum(width, height)
+        return ~self.crowd & (sides >= 1) & (sides > min_side) & inside
 
     def segmented(self) -> NDArray[np.bool_]:
         """Return [M] bool: objects with polygons or run lengths."""

@@ -36,7 +36,6 @@ from detcli.data.sources import (
     require_segments,
 )
 from detcli.data.transforms import (
-    PhotometricDistortion,
     RandomCrop,
     RandomFlip,
     Record,
@@ -66,11 +65,12 @@ class Preprocess:
     def __init__(self, config: DataConfig) -> None:
         self.scale = config.test_resize
         self.library = config.resize_with
+        self.keep_ratio = config.keep_ratio
 
     def __call__(self, image: Pixels, *, image_id: int = 0, name: str = "") -> Sample:
         """Return the sample of `image`, uint8 [H,W,3] RGB."""
         size = image.shape[0], image.shape[1]
-        pixels = resize_pixels(image, resized(size, self.scale), self.library)
+        pixels = resize_pixels(image, resized(size, self.scale, self.keep_ratio), self.library)
         info = ImageInfo(image_id, name, size, (pixels.shape[0], pixels.shape[1]))
         return Sample(to_image(pixels).as_subclass(torch.Tensor), None, info)
 
@@ -89,11 +89,13 @@ class DetectionDataset(Dataset[Sample]):
         masks: bool = False,
         semantic: bool = False,
         proposals: Proposals | None = None,
+        min_side: float = 0.0,
         bad: Literal["raise", "replace", "blank"] = "raise",
     ) -> None:
         """Serve the pictures `indices` of `source`.
 
         `labels` [categories] is the label of each of the source's categories, -1 for those that are left out.
+        Objects with a side of `min_side` pixels or less are left out of targets, too.
         `bad`: a picture that can't be read raises, is replaced by the next one, or is blank (black).
         """
         self.source = source
@@ -104,6 +106,7 @@ class DetectionDataset(Dataset[Sample]):
         self._masks = masks
         self._semantic = semantic
         self._proposals = proposals
+        self._min_side = min_side
         self._bad = bad
         # In shared memory, so that all worker processes together name a bad picture once.
         self._found_bad = torch.zeros(len(indices), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
@@ -281,7 +284,8 @@ class DetectionDataset(Dataset[Sample]):
         inside = (left < width) & (top < height) & (xyxy[:, 2] > 0) & (xyxy[:, 3] > 0)
         labels = self._labels[annotations.categories]
         known = inside & (labels >= 0)
-        kept = known & ~annotations.crowd & (box_width >= 1) & (box_height >= 1)
+        sides = np.minimum(box_width, box_height)
+        kept = known & ~annotations.crowd & (sides >= 1) & (sides > self._min_side)
         record: Record = {
             "image": to_image(image),
             "boxes": _boxes(xyxy[kept], annotations.size),
@@ -351,11 +355,13 @@ def open_dataset(
         indices = indices[source.filled]
         if keypoints and isinstance(source, CocoSource):
             indices = np.intersect1d(indices, source.store.images[source.store.pointed()])
+        if config.min_side and isinstance(source, CocoSource):
+            indices = np.intersect1d(indices, source.store.images[source.store.trainable(config.min_side)])
     if isinstance(source, CocoSource):
         indices = present(source, indices, config.skip_bad_images)
     proposals_file = config.proposals if split == "train" else config.val_proposals
     proposals = proposals_for(proposals_file, source, indices) if proposals_file else None
-    transforms: list[TransformFn] = [Resize([config.test_resize], library=config.resize_with)]
+    transforms: list[TransformFn] = [Resize([config.test_resize], "value", config.resize_with, config.keep_ratio)]
     if training:
         transforms = _training_transforms(config, input, source.categories)
     return DetectionDataset(
@@ -367,6 +373,7 @@ def open_dataset(
         masks=masks,
         semantic=semantic,
         proposals=proposals,
+        min_side=config.min_side if training else 0.0,
         bad=("replace" if training else "blank") if config.skip_bad_images else "raise",
     )
 
@@ -374,12 +381,10 @@ def open_dataset(
 def _training_transforms(config: DataConfig, input: InputConfig, categories: list[Category]) -> list[TransformFn]:
     fill = input.mean if input.channels == "rgb" else input.mean[::-1]
     names = next((category.keypoints for category in categories if category.keypoints), ())
-    transforms: list[TransformFn] = []
-    if config.photometric:
-        transforms.append(PhotometricDistortion())
     context = {"fill": fill, "library": config.resize_with}
+    transforms: list[TransformFn] = []
     transforms += [registry.build("transforms", part, **context) for part in config.before_resize]
-    transforms.append(Resize(config.resize, config.resize_mode, config.resize_with))
+    transforms.append(Resize(config.resize, config.resize_mode, config.resize_with, config.keep_ratio))
     if config.crop:
         transforms.append(RandomCrop(config.crop))
     if config.flip:

@@ -25,12 +25,18 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from detcli.data.images import Pixels
+from detcli.nn.boxes import pairwise_iou
+from detcli.structures import UNLABELLED
 
 Record: TypeAlias = dict[str, Any]
 TransformFn: TypeAlias = Callable[[Record], Record]
 ResizeLibrary: TypeAlias = Literal["opencv", "pillow"]
 
 CROP_TRIES = 10
+IOU_CROP_TRIES = 50
+
+OF_OBJECTS = ("boxes", "labels", "masks", "keypoints", "visibility")
+"""The keys of a record whose values have a row for each object."""
 
 
 def to_image(pixels: Pixels) -> tv_tensors.Image:
@@ -43,11 +49,13 @@ def to_pixels(image: torch.Tensor) -> Pixels:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
-def resized(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+def resized(size: tuple[int, int], scale: tuple[int, int], keep_ratio: bool = True) -> tuple[int, int]:
     """Return the largest (height, width) of the aspect ratio of `size` that fits `scale`, rounded half up.
 
-    `scale` holds the longest and the shortest side, in either order.
+    `scale` holds the longest and the shortest side, in either order. Without `keep_ratio`, it is the (width, height).
     """
+    if not keep_ratio:
+        return scale[1], scale[0]
     factor = min(max(scale) / max(size), min(scale) / min(size))
     return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
 
@@ -65,7 +73,7 @@ def resize_pixels(pixels: Pixels, size: tuple[int, int], library: ResizeLibrary 
 
 
 class Resize:
-    """Resizes to a scale (longest side, shortest side) with the aspect ratio kept.
+    """Resizes to a scale (longest side, shortest side) with the aspect ratio kept, or to (width, height) without.
 
     `value` draws one of `scales`; `range` draws each side between the least and the greatest of them. `library` is
     that of `resize_pixels`.
@@ -76,15 +84,17 @@ class Resize:
         scales: Sequence[tuple[int, int]],
         mode: Literal["value", "range"] = "value",
         library: ResizeLibrary = "opencv",
+        keep_ratio: bool = True,
     ) -> None:
-        self.scales = [(max(scale), min(scale)) for scale in scales]
+        self.scales = [(max(scale), min(scale)) if keep_ratio else scale for scale in scales]
         self.mode = mode
         self.library: ResizeLibrary = library
+        self.keep_ratio = keep_ratio
 
     def __call__(self, record: Record) -> Record:
         """Resize everything in `record` to a scale that is drawn."""
         height, width = record["image"].shape[-2:]
-        size = resized((height, width), self._draw())
+        size = resized((height, width), self._draw(), self.keep_ratio)
         if size == (height, width):
             return record
         image = to_image(resize_pixels(to_pixels(record["image"]), size, self.library))
@@ -96,8 +106,8 @@ class Resize:
             return self.scales[0]
         if self.mode == "value":
             return self.scales[_randint(0, len(self.scales) - 1)]
-        longest, shortest = zip(*self.scales, strict=True)
-        return _randint(min(longest), max(longest)), _randint(min(shortest), max(shortest))
+        first, second = zip(*self.scales, strict=True)
+        return _randint(min(first), max(first)), _randint(min(second), max(second))
 
 
 def _resize(value: Any, size: tuple[int, int]) -> Any:
@@ -227,6 +237,89 @@ def random_size_crop(
     return crop
 
 
+def expand(
+    *, fill: tuple[float, float, float], ratio: tuple[float, float] = (1.0, 4.0), probability: float = 0.5
+) -> TransformFn:
+    """Return a transform that puts a picture anywhere on a canvas of colour `fill` (RGB), so that objects look small.
+
+    It happens with a `probability`; the canvas is larger by a factor drawn from `ratio`. SSD (arXiv:1512.02325),
+    section 3.6.
+    """
+
+    def place(record: Record) -> Record:
+        if _random() >= probability:
+            return record
+        height, width = record["image"].shape[-2:]
+        factor = _uniform(*ratio)
+        left, top = int(_uniform(0, width * factor - width)), int(_uniform(0, height * factor - height))
+        padding = [left, top, int(width * factor) - width - left, int(height * factor) - height - top]
+        colors: dict[str, Any] = {"image": list(fill), "semantic": UNLABELLED}
+        return {
+            key: functional.pad(value, padding, fill=colors.get(key, 0))
+            if isinstance(value, tv_tensors.TVTensor)
+            else value
+            for key, value in record.items()
+        }
+
+    return place
+
+
+def min_iou_crop(*, ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9), least: float = 0.3) -> TransformFn:
+    """Return a transform that cuts out a window that every object overlaps by an IoU drawn from `ious`, or by any.
+
+    The picture may stay whole, too, with the same chance as each of these. Sides of the window are drawn from `least`
+    times those of the picture on, one at most twice the other. Objects whose middle is not in the window are dropped;
+    of `IOU_CROP_TRIES` windows one must keep an object, or another IoU is drawn. SSD (arXiv:1512.02325), section 2.2.
+    """
+    choices = (None, *ious, 0.0)
+
+    def crop(record: Record) -> Record:
+        height, width = record["image"].shape[-2:]
+        everything = torch.cat([record[key].as_subclass(torch.Tensor) for key in ("boxes", "ignored")])
+        while (min_iou := choices[_randint(0, len(choices) - 1)]) is not None:
+            for _ in range(IOU_CROP_TRIES):
+                window = _window(height, width, least)
+                if window is None:
+                    continue
+                overlaps = pairwise_iou(everything, window[None])
+                inside = _middle_in(record["boxes"], window)
+                if bool((overlaps >= min_iou).all()) and (not len(everything) or bool(inside.any())):
+                    left, top, right, bottom = (int(side) for side in window)
+                    kept = _only(record, inside)
+                    return _cropped(kept, top, left, bottom - top, right - left)
+        return record
+
+    return crop
+
+
+def _window(height: int, width: int, least: float) -> torch.Tensor | None:
+    """Return a window (left, top, right, bottom) of whole pixels, or None for one that is too long or empty."""
+    new_width, new_height = _uniform(least * width, width), _uniform(least * height, height)
+    left, top = _uniform(0, width - new_width), _uniform(0, height - new_height)
+    window = torch.tensor([int(left), int(top), int(left + new_width), int(top + new_height)], dtype=torch.float32)
+    fits = 0.5 <= new_height / new_width <= 2 and bool((window[2:] > window[:2]).all())
+    return window if fits else None
+
+
+def _middle_in(boxes: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Return which boxes [G,4] have their middle in a window [4]."""
+    corners = boxes.as_subclass(torch.Tensor)
+    middles = (corners[:, :2] + corners[:, 2:]) / 2
+    return ((middles > window[:2]) & (middles < window[2:])).all(1)
+
+
+def _only(record: Record, kept: torch.Tensor) -> Record:
+    """Return `record` with those objects that are `kept` [G], and crowd regions as they are."""
+    objects = {
+        key: tv_tensors.wrap(value.as_subclass(torch.Tensor)[kept], like=value)
+        if isinstance(value, tv_tensors.TVTensor)
+        else value[kept]
+        for key, value in record.items()
+        if key in OF_OBJECTS
+    }
+    return {**record, **objects}
+
+
 def _cropped(record: Record, top: int, left: int, height: int, width: int) -> Record:
     return {
         key: functional.crop(value, top, left, height, width) if isinstance(value, tv_tensors.TVTensor) else value
@@ -263,6 +356,11 @@ class PhotometricDistortion:
         if _coin():
             pixels = pixels[..., torch.randperm(3).numpy()]
         return {**record, "image": to_image((pixels + 0.5).clip(0, 255).astype(np.uint8))}
+
+
+def photometric() -> PhotometricDistortion:
+    """Return a `PhotometricDistortion`."""
+    return PhotometricDistortion()
 
 
 def _random() -> float:

@@ -566,7 +566,7 @@ UNSUPPORTED = [
     ("neck", {"type": "PAFPN"}, "a neck of type 'PAFPN'"),
     ("neck", [{"type": "FPN"}, {"type": "BFP"}], "as model.neck, where settings should be"),
     ("neck.end_level", 2, "model.neck.end_level"),
-    ("neck.upsample_cfg", {"mode": "bilinear"}, "model.neck.upsample_cfg"),
+    ("neck.upsample_cfg", {"mode": "bicubic"}, "model.neck.upsample_cfg.mode"),
     ("rpn_head.type", "GARPNHead", "model.rpn_head.type"),
     ("rpn_head.anchor_generator.type", "SSDAnchorGenerator", "model.rpn_head.anchor_generator.type"),
     ("rpn_head.anchor_generator.strides", [8, 16, 32, 64, 128], "model.rpn_head.anchor_generator.strides"),

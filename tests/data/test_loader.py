@@ -25,7 +25,7 @@ def dataset(config: Config, rgb: InputConfig) -> DetectionDataset:
         args={"train_images": 21, "size": [64, 48]},
         resize=[(64, 48), (48, 36)],
         flip=0.5,
-        photometric=True,
+        transforms=[{"name": "photometric"}],
     )
     return open_dataset(settings, "train", rgb, masks=True, semantic=True)
 

@@ -17,7 +17,9 @@ from detcli.data.transforms import (
     RandomCrop,
     RandomFlip,
     Resize,
+    expand,
     keypoint_order,
+    min_iou_crop,
     random_size_crop,
     resized,
     to_image,
@@ -186,6 +188,105 @@ def test_a_window_is_cut_before_the_resize(folder: Any, config: Callable[..., Da
         settings = config(folder.write(), resize=[(90, 70)], **{place: [cut]})
         sizes[place] = open_dataset(settings, "train", rgb).sample(0, 1).info.size
     assert sizes == {"before_resize": (70, 70), "transforms": (30, 30)}
+
+
+def test_without_the_ratio_pictures_become_just_that_size(
+    folder: Any, config: Callable[..., DataConfig], rgb: InputConfig
+) -> None:
+    result = Resize([(90, 120)], keep_ratio=False)(record())
+    assert result["image"].shape == (3, 120, 90)
+    check_agreement(result)
+    assert result["boxes"].tolist() == [[20, 20, 50, 80]]
+    settings = config(folder.write(), resize=[(50, 70)], test_resize=(40, 30), keep_ratio=False)
+    assert open_dataset(settings, "train", rgb).sample(0, 0).info.size == (70, 50)
+    assert open_dataset(settings, "val", rgb).sample(0, 0).info.size == (30, 40)
+    assert Preprocess(settings)(np.zeros((5, 9, 3), np.uint8)).info.size == (30, 40)
+
+
+def test_an_expanded_picture_lies_on_a_larger_canvas() -> None:
+    torch.manual_seed(0)
+    put = expand(fill=(10.0, 20.5, 30.0), ratio=(1.5, 3.0))
+    semantic = tv_tensors.Mask(torch.full((60, 90), 7, dtype=torch.uint8))
+    before = {**record(), "semantic": semantic}
+    sizes, places = set(), set()
+    for _ in range(30):
+        after = put(before)
+        if after is before:
+            continue
+        check_agreement(after, slack=0)
+        left, top = (after["boxes"] - before["boxes"])[0, :2].long().tolist()
+        assert torch.equal(after["image"][:, top : top + 60, left : left + 90], before["image"])
+        assert after["keypoints"][0, 0].tolist() == [25 + left, 15 + top]
+        around = torch.ones(after["image"].shape[1:], dtype=torch.bool)
+        around[top : top + 60, left : left + 90] = False
+        assert after["image"][:, around].unique(dim=1).tolist() == [[10], [20], [30]]
+        assert torch.equal(after["semantic"] == 255, around)
+        height, width = after["image"].shape[1:]
+        assert 90 <= height <= 180
+        assert 135 <= width <= 270
+        sizes.add(height)
+        places.add((left, top))
+    assert 8 <= len(sizes) <= 22
+    assert len(places) > 8
+
+
+def test_a_window_is_overlapped_by_every_object_and_holds_the_middle_of_one() -> None:
+    torch.manual_seed(0)
+    one, other = record(), record(box=(60, 40, 80, 58))
+    before = {
+        **one,
+        "image": to_image(np.maximum(*(item["image"].permute(1, 2, 0).numpy() for item in (one, other)))),
+        "labels": torch.tensor([3, 5]),
+        "visibility": torch.cat([one["visibility"], other["visibility"]]),
+        "ignored": tv_tensors.wrap(one["boxes"][:0], like=one["boxes"]),
+    }
+    for key in ("boxes", "masks", "keypoints"):
+        before[key] = tv_tensors.wrap(torch.cat([one[key], other[key]]), like=one[key])
+    crop = min_iou_crop(ious=(0.1, 0.3), least=0.4)
+    labels, shapes = set(), set()
+    for _ in range(60):
+        after = crop(before)
+        count = len(after["labels"])
+        assert [len(after[key]) for key in ("boxes", "masks", "keypoints", "visibility")] == [count] * 4
+        labels.add(tuple(after["labels"].tolist()))
+        height, width = after["image"].shape[1:]
+        shapes.add((height, width))
+        if after is before:
+            continue
+        assert 0.4 * 60 - 1 <= height <= 60
+        assert 0.4 * 90 - 1 <= width <= 90
+        assert 0.5 - 0.05 <= height / width <= 2.1
+        for box, mask in zip(after["boxes"], after["masks"], strict=True):
+            left, top, right, bottom = (int(side) for side in box.clamp(min=0))
+            assert mask.sum() == (min(right, width) - left) * (min(bottom, height) - top) > 0
+    assert {(3,), (5,), (3, 5)} == labels
+    assert len(shapes) > 20
+
+
+def test_windows_need_no_objects() -> None:
+    torch.manual_seed(0)
+    before = record()
+    empty = {key: before[key][:0] if key in ("labels", "visibility") else before[key] for key in before}
+    for key in ("boxes", "masks", "keypoints"):
+        empty[key] = tv_tensors.wrap(before[key].as_subclass(torch.Tensor)[:0], like=before[key])
+    empty["ignored"] = empty["boxes"]
+    assert len({min_iou_crop()(empty)["image"].shape for _ in range(20)}) > 5
+
+
+def test_small_objects_are_not_trained(folder: Any, config: Callable[..., DataConfig], rgb: InputConfig) -> None:
+    path = folder.write()
+    everything = open_dataset(config(path), "train", rgb)
+    sides = {
+        image_id: [min(width, height) for _, _, width, height in everything.annotations(index).xywh]
+        for index, image_id in enumerate(everything.image_ids)
+    }
+    limit = sorted(side for found in sides.values() for side in found)[1]
+    without = open_dataset(config(path, min_side=limit), "train", rgb)
+    assert without.image_ids == [image_id for image_id, found in sides.items() if max(found) > limit]
+    for index, image_id in enumerate(without.image_ids):
+        assert len(without.sample(index, 0).target.boxes) == sum(side > limit for side in sides[image_id])
+    val = open_dataset(config(path, min_side=1e6), "val", rgb)
+    assert len(val.image_ids) > 0
 
 
 def test_photometric_distortion_changes_only_pixels_and_within_bounds() -> None:
