@@ -98,7 +98,9 @@ class StandardizedConv2d(nn.Conv2d):
         """Return [N,out_channels,H/stride,W/stride] of x [N,in_channels,H,W]."""
         weight = self.weight.float()
         deviation, mean = torch.std_mean(weight, dim=(1, 2, 3), keepdim=True)
-        return self._conv_forward(x, ((weight - mean) / (deviation + self.eps)).to(self.weight.dtype), self.bias)
+        standardized = ((weight - mean) / (deviation + self.eps)).to(self.weight.dtype)
+        result: Tensor = self._conv_forward(x, standardized, self.bias)
+        return result
 
 
 class ConvNorm(nn.Module):

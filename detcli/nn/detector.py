@@ -27,6 +27,10 @@ class Trunk:
     strides: tuple[int, ...]
     roi_channels: int
 
+    def roi_extractor(self, part: PartConfig) -> Any:
+        """Build what takes the features of RoIs from the maps."""
+        return build("roi_extractors", part, in_channels=self.channels, strides=self.strides)
+
 
 def trunk(backbone: PartConfig, neck: PartConfig | None, *, shared_head: bool = False) -> Trunk:
     """Build a backbone and a neck on its maps; None: the backbone's only map is what the heads see.

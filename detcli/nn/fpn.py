@@ -21,7 +21,7 @@ def fpn(
     extra: Literal["pool", "on_input", "on_lateral", "on_output"] = "pool",
     relu_before_extra: bool = False,
     upsample: Literal["nearest", "bilinear"] = "nearest",
-    norm: Literal["none", "bn", "syncbn", "gn"] = "none",
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
 ) -> FPN:
     """Return a pyramid of `num_outs` levels on the inputs from index `start_level` on.
 
@@ -65,7 +65,7 @@ class FPN(nn.Module):
         extra: Literal["pool", "on_input", "on_lateral", "on_output"],
         relu_before_extra: bool,
         upsample: Literal["nearest", "bilinear"],
-        norm: Literal["none", "bn", "syncbn", "gn"],
+        norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"],
     ) -> None:
         super().__init__()
         self.extra = extra
@@ -93,7 +93,7 @@ class FPN(nn.Module):
         for level in range(len(laterals) - 1, 0, -1):
             below = laterals[level - 1]
             laterals[level - 1] = below + functional.interpolate(laterals[level], below.shape[-2:], mode=self.upsample)
-        outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals, strict=False)]
+        outs = self.outputs(laterals)
         if self.extra == "pool":
             for _ in range(self.num_extra):
                 outs.append(functional.max_pool2d(outs[-1], 1, stride=2))
@@ -103,3 +103,7 @@ class FPN(nn.Module):
             source = conv(functional.relu(source) if self.relu_before_extra and number else source)
             outs.append(source)
         return tuple(outs)
+
+    def outputs(self, laterals: list[Tensor]) -> list[Tensor]:
+        """Return the levels, the extra ones aside, of merged laterals [N,out_channels,H/stride,W/stride]."""
+        return [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals, strict=False)]

@@ -75,7 +75,7 @@ class Place:
     @property
     def channels(self) -> int:
         """The width of the stage: 64, then twice as much in each."""
-        return 64 * 2 ** (self.stage - 1)
+        return 64 << (self.stage - 1)
 
 
 def residual_stages(

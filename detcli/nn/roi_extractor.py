@@ -63,20 +63,36 @@ class SingleLevelExtractor(nn.Module):
         levels = self.levels(rois[:, 1:])
         if self.last_pixel:
             rois = torch.cat([rois[:, :3], rois[:, 3:] - 1], dim=1)
-        scales = [1 / stride for stride in self.strides]
         used = features[: len(self.strides)]
-        if rois.device.type == "cpu":
-            return pyramid_roi_align(used, levels, rois, self.output_size, scales, self.sampling_ratio, self.aligned)
-        order = levels.argsort(stable=True)
-        # The one device sync for all levels: how many RoIs each has.
-        counts = (levels == torch.arange(len(self.strides), device=rois.device)[:, None]).sum(1).tolist()
-        pooled = [
-            ops.roi_align(feature.float(), part, self.output_size, scale, self.sampling_ratio, self.aligned)
-            for feature, scale, part in zip(used, scales, torch.split(rois[order], counts), strict=True)
-        ]
-        return torch.cat(pooled)[order.argsort()]
+        return align(used, levels, rois, self.output_size, self.strides, self.sampling_ratio, self.aligned)
 
     def levels(self, boxes: Tensor) -> Tensor:
         """Return the index [R] of the level of boxes [R,4]."""
         scale = box_area(boxes).clamp(min=0).sqrt() / self.finest_scale
         return (scale + 1e-6).log2().floor().long().clamp(0, len(self.strides) - 1)
+
+
+def align(
+    features: Sequence[Tensor],
+    levels: Tensor,
+    rois: Tensor,
+    output_size: int,
+    strides: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Return float32 [R,C,S,S] of rois [R,5] by RoIAlign, each on the map of its level of levels [R].
+
+    features are [N,C,H/stride,W/stride]; the rest is as in `single_level`.
+    """
+    scales = [1 / stride for stride in strides]
+    if rois.device.type == "cpu":
+        return pyramid_roi_align(features, levels, rois, output_size, scales, sampling_ratio, aligned)
+    order = levels.argsort(stable=True)
+    # The one device sync for all levels: how many RoIs each has.
+    counts = (levels == torch.arange(len(strides), device=rois.device)[:, None]).sum(1).tolist()
+    pooled = [
+        ops.roi_align(feature.float(), part, output_size, scale, sampling_ratio, aligned)
+        for feature, scale, part in zip(features, scales, torch.split(rois[order], counts), strict=True)
+    ]
+    return torch.cat(pooled)[order.argsort()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
-from detcli.nn.blocks import ConvNorm, normal_init, xavier_init
+from detcli.nn.blocks import ConvNorm, Norm, normal_init, xavier_init
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.detector import Trunk
 from detcli.nn.keypoint_head import KeypointHead, find_keypoints
@@ -20,7 +21,6 @@ from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
 from detcli.nn.processes import reduce_mean
-from detcli.nn.roi_extractor import SingleLevelExtractor
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
 from detcli.registry import build
@@ -66,7 +66,10 @@ def roi_head(
     trunk: Trunk,
     num_classes: int,
     roi_extractor: PartConfig,
+    box_convs: int,
+    box_fcs: int,
     fc_channels: int,
+    norm: Norm | Literal["none"],
     assigner: PartConfig,
     sampler: PartConfig,
     loss_cls: PartConfig,
@@ -86,10 +89,9 @@ def roi_head(
 
     Where RoIs go through the trunk's shared head, it stands in place of the fully connected layers.
     """
-    extractor = build("roi_extractors", roi_extractor, strides=trunk.strides)
+    extractor = trunk.roi_extractor(roi_extractor)
     mask_extractor, keypoint_extractor = (
-        None if part is None else build("roi_extractors", part, strides=trunk.strides)
-        for part in (mask_roi_extractor, keypoint_roi_extractor)
+        None if part is None else trunk.roi_extractor(part) for part in (mask_roi_extractor, keypoint_roi_extractor)
     )
     boxes = BBoxHead(
         trunk.roi_channels,
@@ -99,7 +101,9 @@ def roi_head(
         build("losses", loss_cls),
         build("losses", loss_bbox),
         channels=fc_channels,
-        num_fcs=0 if trunk.shared_head else 2,
+        num_convs=box_convs,
+        num_fcs=0 if trunk.shared_head else box_fcs,
+        norm=norm,
         decode_before_loss=decode_before_loss,
     )
     return RoIHead(
@@ -119,9 +123,9 @@ def roi_head(
 
 
 class BBoxHead(nn.Module):
-    """Classes and boxes of RoIs, from fully connected layers (FPN, section 4.2).
+    """Classes and boxes of RoIs, from convolutions (Wu and He 2018, section 4.2) and fully connected layers.
 
-    Without such layers (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A). There is a box for
+    Without the latter (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A). There is a box for
     each class, or one for all of them with `class_agnostic`.
     `decode_before_loss` gives the loss boxes in pixels in place of deltas, for losses of overlaps.
     """
@@ -136,11 +140,14 @@ class BBoxHead(nn.Module):
         loss_bbox: Loss,
         *,
         channels: int,
+        num_convs: int = 0,
         num_fcs: int = 2,
+        norm: Norm | Literal["none"] = "none",
         class_agnostic: bool = False,
         decode_before_loss: bool,
     ) -> None:
         super().__init__()
+        self.shared_convs = nn.ModuleList(ConvNorm(in_channels, in_channels, 3, norm=norm) for _ in range(num_convs))
         widths = [in_channels * roi_size**2] + [channels] * num_fcs
         self.shared_fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         width = channels if num_fcs else in_channels
@@ -161,7 +168,11 @@ class BBoxHead(nn.Module):
 
         Those of a `class_agnostic` head are [R,1,4].
         """
-        hidden = rois if self.shared_fcs else rois.mean((2, 3))
+        hidden = rois
+        for conv in self.shared_convs:
+            hidden = conv(hidden)
+        if not self.shared_fcs:
+            hidden = hidden.mean((2, 3))
         for layer in self.shared_fcs:
             hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
         hidden = hidden.flatten(1)
@@ -212,10 +223,11 @@ class MaskHead(nn.Module):
         *,
         channels: int,
         num_convs: int,
+        norm: Norm | Literal["none"] = "none",
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(ConvNorm(width, channels, 3) for width in widths[:-1])
+        self.convs = nn.ModuleList(ConvNorm(width, channels, 3, norm=norm) for width in widths[:-1])
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.conv_logits = nn.Conv2d(channels, num_classes, 1)
         for layer in (self.upsample, self.conv_logits):
@@ -275,7 +287,7 @@ class RoIHead(nn.Module):
 
     def __init__(
         self,
-        bbox_roi_extractor: SingleLevelExtractor,
+        bbox_roi_extractor: nn.Module,
         bbox_head: BBoxHead,
         assigner: AnchorAssigner,
         sampler: RandomSampler,
@@ -284,9 +296,9 @@ class RoIHead(nn.Module):
         nms_threshold: float,
         max_per_image: int,
         shared_head: nn.Module | None = None,
-        mask_roi_extractor: SingleLevelExtractor | None = None,
+        mask_roi_extractor: nn.Module | None = None,
         mask_head: MaskHead | None = None,
-        keypoint_roi_extractor: SingleLevelExtractor | None = None,
+        keypoint_roi_extractor: nn.Module | None = None,
         keypoint_head: KeypointHead | None = None,
     ) -> None:
         super().__init__()
@@ -352,16 +364,16 @@ class RoIHead(nn.Module):
                 detections.keypoints = part
         return found
 
-    def _object_heads(self) -> list[tuple[SingleLevelExtractor | None, MaskHead | KeypointHead]]:
+    def _object_heads(self) -> list[tuple[nn.Module | None, MaskHead | KeypointHead]]:
         """Return the heads that look at objects alone, and where the features of their RoIs come from."""
-        heads: list[tuple[SingleLevelExtractor | None, MaskHead | KeypointHead]] = []
+        heads: list[tuple[nn.Module | None, MaskHead | KeypointHead]] = []
         if self.mask_head is not None:
             heads.append((self.mask_roi_extractor, self.mask_head))
         if self.keypoint_head is not None:
             heads.append((self.keypoint_roi_extractor, self.keypoint_head))
         return heads
 
-    def _pool(self, extractor: SingleLevelExtractor, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def _pool(self, extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return the features [R,C,S,S] of the boxes [P,4] of each image."""
         rois: Tensor = extractor(features, to_rois(boxes))
         return rois if self.shared_head is None else self.shared_head(rois)

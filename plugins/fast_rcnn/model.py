@@ -23,7 +23,10 @@ def fast_rcnn(
     neck: Neck | None = "fpn",
     shared_head: bool = False,
     roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
     fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
     assigner: Assigner = {
         "name": "max_iou",
         "positive": 0.5,
@@ -43,6 +46,8 @@ def fast_rcnn(
 ) -> TwoStageDetector:
     """Return the detector, which needs proposals in its batches' targets, also to detect.
 
+    Boxes come from `box_convs` convolutions, which `norm` is for, and `box_fcs` fully connected layers.
+
     Without a neck, it works on the backbone's only map; with `shared_head`, the backbone's last stage works on RoIs, in
     place of the fully connected layers. `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses of overlaps;
     for `coder_style` and `clamp_below` see `DeltaBoxCoder`.
@@ -52,7 +57,10 @@ def fast_rcnn(
         trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
         fc_channels=fc_channels,
+        norm=norm,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,

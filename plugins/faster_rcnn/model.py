@@ -40,7 +40,10 @@ def faster_rcnn(
     test_proposals: int = 1000,
     proposal_nms_threshold: float = 0.7,
     roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
     fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
     assigner: Assigner = {
         "name": "max_iou",
         "positive": 0.5,
@@ -60,6 +63,8 @@ def faster_rcnn(
     max_per_image: int = 100,
 ) -> TwoStageDetector:
     """Return the detector; its RPN's convolution is `feat_channels` wide (None: as the features).
+
+    Boxes come from `box_convs` convolutions, which `norm` is for, and `box_fcs` fully connected layers.
 
     Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
     RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
@@ -93,7 +98,10 @@ def faster_rcnn(
         trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
         fc_channels=fc_channels,
+        norm=norm,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,

@@ -38,7 +38,10 @@ def keypoint_rcnn(
     test_proposals: int = 1000,
     proposal_nms_threshold: float = 0.7,
     roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
     fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
     assigner: Assigner = {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
     sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
     loss_cls: Loss = "cross_entropy",
@@ -54,6 +57,8 @@ def keypoint_rcnn(
     max_per_image: int = 100,
 ) -> TwoStageDetector:
     """Return the detector of objects with `num_keypoints` keypoints each, which a run takes from its data.
+
+    Boxes come from `box_convs` convolutions, which `norm` is for, and `box_fcs` fully connected layers.
 
     `anchor_border` is how many pixels an anchor may reach beyond its image and still be trained (None: any number).
     For `anchor_style` see `AnchorGenerator`, for `coder_style` and `clamp_below` `DeltaBoxCoder`, for
@@ -86,7 +91,10 @@ def keypoint_rcnn(
         trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
         fc_channels=fc_channels,
+        norm=norm,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,

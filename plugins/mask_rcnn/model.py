@@ -41,7 +41,10 @@ def mask_rcnn(
     test_proposals: int = 1000,
     proposal_nms_threshold: float = 0.7,
     roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
     fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
     assigner: Assigner = {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
     sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
     loss_cls: Loss = "cross_entropy",
@@ -62,6 +65,9 @@ def mask_rcnn(
     Those of masks can have their own width, `mask_channels`. Without a `mask_roi_extractor`, masks come from the
     features that boxes come from. With `given_proposals`, it has no RPN, and needs proposals in its batches' targets,
     also to detect.
+
+    Boxes come from `box_convs` convolutions and `box_fcs` fully connected layers; `norm` is for these convolutions and
+    those of masks.
 
     Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
     RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
@@ -98,12 +104,16 @@ def mask_rcnn(
         num_classes,
         channels=mask_channels or feat_channels or body.roi_channels,
         num_convs=mask_convs,
+        norm=norm,
     )
     second_stage = roi_head(
         trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
         fc_channels=fc_channels,
+        norm=norm,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,

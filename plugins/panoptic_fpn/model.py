@@ -43,7 +43,10 @@ def panoptic_fpn(
     test_proposals: int = 1000,
     proposal_nms_threshold: float = 0.7,
     roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
     fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
     assigner: Assigner = {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
     sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
     loss_cls: Loss = "cross_entropy",
@@ -64,6 +67,9 @@ def panoptic_fpn(
     least_stuff_area: int = 4096,
 ) -> PanopticFPN:
     """Return the detector of things and `num_stuff_classes` classes of stuff, which a run takes from its data.
+
+    Boxes come from `box_convs` convolutions and `box_fcs` fully connected layers; `norm` is for these convolutions and
+    those of masks.
 
     Detections of at least `segment_score` become segments, but those of which better ones cover more than
     `segment_overlap`; then stuff of at least `least_stuff_area` pixels of the picture. `anchor_border` is how many
@@ -96,7 +102,10 @@ def panoptic_fpn(
         trunk=body,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
         fc_channels=fc_channels,
+        norm=norm,
         assigner=assigner,
         sampler=sampler,
         loss_cls=loss_cls,
@@ -108,7 +117,7 @@ def panoptic_fpn(
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
         mask_roi_extractor=mask_roi_extractor,
-        mask_head=MaskHead(body.roi_channels, num_classes, channels=body.roi_channels, num_convs=mask_convs),
+        mask_head=MaskHead(body.roi_channels, num_classes, channels=body.roi_channels, num_convs=mask_convs, norm=norm),
     )
     semantic = SemanticHead(
         body.channels,
