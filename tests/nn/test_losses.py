@@ -8,8 +8,9 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
+from detcli.errors import UsageError
 from detcli.nn import losses
-from detcli.nn.losses import cross_entropy, focal, giou, iou, l1, smooth_l1
+from detcli.nn.losses import cross_entropy, focal, giou, iou, l1, of_elements, smooth_l1
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "data" / "losses.json.gz").read_bytes()))
 BUILDERS = {
@@ -104,3 +105,21 @@ def test_half_precision_is_widened():
     value = iou()(torch.tensor([[0.0, 0, 10, 10]]).bfloat16(), torch.tensor([[0.0, 0, 10, 5]]))
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(0.693147, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [focal(weight=0.7), cross_entropy(sigmoid=True), l1(weight=2.0), giou(weight=1.3)])
+def test_losses_of_rows_add_up_to_the_loss(loss):
+    random = torch.Generator().manual_seed(0)
+    pred = torch.rand(6, 4, generator=random, requires_grad=True)
+    target = torch.rand(6, 4, generator=random) if loss.total is None else torch.arange(6)
+    weight = torch.rand(6, generator=random)
+    rows = loss.rows(pred, target)
+    assert rows.shape == (6,)
+    assert not rows.requires_grad
+    torch.testing.assert_close((rows * weight).sum(), loss(pred, target, weight, 1.0).detach(), rtol=1e-5, atol=0)
+
+
+def test_a_loss_with_statistics_is_none_of_elements():
+    assert of_elements(loss := l1(), "the loss") is loss
+    with pytest.raises(UsageError, match=r"^the loss must be a loss of single elements"):
+        of_elements(torch.nn.L1Loss(), "the loss")
