@@ -355,6 +355,8 @@ def open_dataset(
         indices = indices[source.filled]
         if keypoints and isinstance(source, CocoSource):
             indices = np.intersect1d(indices, source.store.images[source.store.pointed()])
+            if not len(indices):
+                raise DetcliError(f"{source.name} has no picture of an object with a labelled keypoint.")
         if config.min_side and isinstance(source, CocoSource):
             indices = np.intersect1d(indices, source.store.images[source.store.trainable(config.min_side)])
     if isinstance(source, CocoSource):

@@ -119,6 +119,27 @@ def test_crowd_is_ignored_in_training_and_kept_in_ground_truth(folder: Any, conf
     assert mask_utils.decode(crowd["segmentation"]).sum() == 1800
 
 
+def test_a_file_of_keypoints_stands_in_for_the_one_beside_it(folder: Any, config: Config, rgb: InputConfig) -> None:
+    folder.write()
+    people = folder.json.with_name("person_keypoints_train2017.json")
+    people.write_text(json.dumps({**folder.data, "annotations": folder.data["annotations"][2:3]}))
+    dataset = open_dataset(config(folder.path), "train", rgb, keypoints=True)
+    assert dataset.image_ids == [8]
+    assert dataset.classes.keypoints == ("nose", "left_eye", "right_eye")
+    assert len(open_dataset(config(folder.path), "train", rgb)) == 3
+
+
+def test_pictures_without_a_labelled_keypoint_are_not_trained_on(folder: Any, config: Config, rgb: InputConfig) -> None:
+    assert open_dataset(config(folder.write()), "train", rgb, keypoints=True).image_ids == [8]
+    folder.data["annotations"][2]["keypoints"] = [0] * 9
+    with pytest.raises(DetcliError, match="no picture of an object with a labelled keypoint"):
+        open_dataset(config(folder.write()), "train", rgb, keypoints=True)
+    for category in folder.data["categories"]:
+        category.pop("keypoints", None)
+    with pytest.raises(DetcliError, match="has no keypoints"):
+        open_dataset(config(folder.write()), "train", rgb, keypoints=True)
+
+
 def test_ground_truth_is_the_file(folder: Any, config: Config, rgb: InputConfig) -> None:
     truth = open_dataset(config(folder.write()), "val", rgb).ground_truth()
     assert [image["id"] for image in truth["images"]] == [11, 5, 8, 2]

@@ -35,6 +35,12 @@ def test_a_checkpoint_knows_its_model_and_classes(saved):
     assert checkpoint.training_tensors().keys() == {"optimizer.0.step"}
 
 
+def test_a_checkpoint_knows_stuff_and_keypoints(tmp_path):
+    classes = ClassMap(("cat",), (17,), ("sky", "road"), (187, 149), ("nose", "left_eye", "right_eye"))
+    save_checkpoint(tmp_path / "model.safetensors", {"weight": torch.ones(1)}, CONFIG, classes)
+    assert open_checkpoint(tmp_path / "model.safetensors").classes == classes
+
+
 def test_a_run_folder_stands_for_its_best_checkpoint(saved):
     path, _ = saved
     path.rename(path.parent / "last.safetensors")

@@ -45,6 +45,16 @@ def test_proposals_have_recall_only():
     assert "precision" not in output
 
 
+def test_segments_and_keypoints_have_tables():
+    metrics = {"PQ": 40.1, "SQ": 80.0, "RQ": 50.0, "things_PQ": 45.5, "stuff_PQ": 30.5, "keypoint_AP": 61.5}
+    lines = text(metrics, {"panoptic": {"cat": 45.5, "sky": 30.5}, "box": {"cat": 33.3}}).splitlines()
+    assert any("all segments" in line and "40.1" in line and "50.0" in line for line in lines)
+    assert any("things" in line and "45.5" in line for line in lines)
+    assert any("stuff" in line and "30.5" in line for line in lines)
+    assert any("keypoints" in line and "61.5" in line for line in lines)
+    assert any("sky" in line and "30.5" in line for line in lines)
+
+
 @pytest.mark.parametrize("count", [2, 11, 31, 80])
 def test_every_class_is_shown_once(count):
     names = [f"class{i:03}" for i in range(count)]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from detcli.eval.results import rescale, rescale_boxes, run_lengths, to_coco
-from detcli.structures import ClassMap, Detections, ImageInfo
+from detcli.data.panoptic import decode_ids
+from detcli.eval.results import rescale, rescale_boxes, run_lengths, to_coco, to_coco_panoptic
+from detcli.structures import ClassMap, Detections, ImageInfo, Panoptic
 
 CLASSES = ClassMap(("cat", "dog"), (17, 3))
 INFO = ImageInfo(image_id=42, name="a.jpg", original_size=(60, 100), size=(120, 160))
@@ -17,6 +18,31 @@ INFO = ImageInfo(image_id=42, name="a.jpg", original_size=(60, 100), size=(120, 
 def detections(**masks):
     boxes = torch.tensor([[16.0, 20, 80, 100], [-8, -8, 200, 200], [160, 0, 170, 50]])
     return Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 1]), **masks)
+
+
+def test_keypoints_are_counted_from_the_centre_of_the_first_pixel():
+    points = torch.tensor([[[0.5, 1.0, 0.25], [10.0, 20.5, 0.125]]]).expand(3, -1, -1)
+    result = to_coco(
+        rescale(detections(keypoints=points), ImageInfo(42, "a.jpg", (120, 160), (120, 160))), INFO, CLASSES
+    )
+    assert result[0]["keypoints"] == [0.0, 0.5, 0.25, 9.5, 20.0, 0.125]
+
+
+def test_segments_are_a_png_file_and_what_its_ids_are():
+    panoptic = Panoptic(torch.tensor([[0, 1], [2, 2]]).int(), torch.tensor([1, 2]), torch.tensor([0.5, 1.0]))
+    classes = ClassMap(("cat", "dog"), (17, 3), ("sky",), (187,))
+    result = to_coco_panoptic(panoptic, ImageInfo(42, "some/a.jpg", (2, 2), (4, 4)), classes)
+    assert (result["image_id"], result["file_name"]) == (42, "a.png")
+    assert result["segments_info"] == [{"id": 1, "category_id": 3}, {"id": 2, "category_id": 187}]
+    assert decode_ids(result["png"], (2, 2), "a.png").tolist() == [[0, 1], [2, 2]]
+
+
+def test_an_index_leaves_what_is_of_the_whole_picture():
+    panoptic = Panoptic(torch.zeros(2, 2).int(), torch.zeros(0).long(), torch.zeros(0))
+    found = detections(semantic=torch.zeros(4, 2, 2), panoptic=panoptic, keypoints=torch.ones(3, 2, 3))[:1]
+    assert len(found) == len(found.keypoints) == 1
+    assert found.semantic.shape == (4, 2, 2)
+    assert found.panoptic is panoptic
 
 
 def decode(rle):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detcli.structures import Detections, Target
+from detcli.structures import Detections, Panoptic, Target
 from detcli.visual import class_color, contact_sheet, draw
 
 NAMES = ("cat", "dog", "a class with quite a long name")
@@ -112,6 +112,33 @@ def test_lines_are_thicker_on_large_pictures():
     assert line(100) == 1
     assert 2 <= line(800) <= 5
     assert 8 <= line(3000) <= 13
+
+
+def test_keypoints_that_are_unlikely_or_unlabelled_are_not_drawn():
+    points = torch.tensor([[[100.0, 100.0, 0.06], [120.0, 100.0, 0.04]]])
+    drawn = draw(grey(), found([[50, 60, 150, 160]], keypoints=points), NAMES)
+    assert tuple(drawn[100, 100]) == class_color(0)
+    assert not changed(grey(), drawn)[100, 120]
+    points = torch.tensor([[[100.0, 100.0, 1.0], [120.0, 100.0, 0.0]]])
+    drawn = draw(grey(), Target(torch.tensor([[50.0, 60, 150, 160]]), torch.tensor([1]), keypoints=points), NAMES)
+    assert tuple(drawn[100, 100]) == class_color(1)
+    assert not changed(grey(), drawn)[100, 120]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_segments_are_drawn_in_place_of_detections(scale):
+    segments = torch.zeros(200, 300, dtype=torch.int32)
+    segments[100:] = 2
+    segments[120:160, 100:200] = 1
+    panoptic = Panoptic(segments, torch.tensor([0, 2]), torch.tensor([0.75, 1.0]))
+    drawn = draw(grey(), found([[20, 20, 60, 60]], panoptic=panoptic), NAMES, scale=scale)
+
+    def at(x, y):
+        return drawn[round(y * scale), round(x * scale)]
+
+    for (x, y), label in (((150, 140), 0), ((250, 190), 2)):
+        np.testing.assert_allclose(at(x, y), 0.6 * 128 + 0.4 * np.array(class_color(label)), atol=1)
+    assert (at(20, 40) == 128).all()  # no box
 
 
 def test_ground_truth_with_crowd_and_masks():
