@@ -26,6 +26,7 @@ LEGACY = "legacy_1_x"
 
 MEANINGS = {
     "fcos": {"gn-head": "", "center-normbbox-centeronreg-giou": "tricks", "640-800": "mstrain"},
+    "yolact": {"8x8": "8gpu"},
     "lvis": {"sample1e-3": "", "mstrain": ""},
     "voc": {"voc0712": ""},
 }
@@ -189,7 +190,9 @@ def _variants(row: Row) -> Iterator[str]:
     text = PurePosixPath(row.config).stem if row.config else short_name(row) if weights_url(row) else ""
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
     meanings = MEANINGS.get(row.model, {}) | MEANINGS.get(_dataset(row), {})
-    words = (word for word in _words(text) if word not in known and not WITHOUT_MEANING.fullmatch(word))
+    words = (
+        word for word in _words(text) if word in meanings or not (word in known or WITHOUT_MEANING.fullmatch(word))
+    )
     yield from filter(None, (meanings.get(word, word) for word in words))
     if dataset := _dataset(row):
         yield dataset
