@@ -229,12 +229,15 @@ def _mmdet_settings(case):
         "train.precision": "fp16" if "fp16" in case else "fp32",
         "data.resize": [tuple(sorted(scale, reverse=True)) for scale in scales],
         "data.resize_mode": resize.get("multiscale_mode", "range") if several else "value",
-        "data.before_resize": [_window(*policies[1][:2])] if policies else [],
+        "data.keep_ratio": resize["keep_ratio"],
+        "data.min_side": next((step["min_gt_bbox_wh"][0] for step in pipeline if "min_gt_bbox_wh" in step), 0.0),
+        "data.before_resize": [_window(*policies[1][:2])] if policies else _of_whole_pictures(pipeline, norm),
+        "data.transforms": [{"name": "photometric"} for step in pipeline if step["type"] == "PhotoMetricDistortion"],
         "data.test_resize": tuple(test["img_scale"]),
         "input.mean": tuple(norm["mean"]),
         "input.std": tuple(norm["std"]),
         "input.channels": "rgb" if norm["to_rgb"] else "bgr",
-        "input.pad_divisor": next(step["size_divisor"] for step in pipeline if step["type"] == "Pad"),
+        "input.pad_divisor": next((step["size_divisor"] for step in pipeline if step["type"] == "Pad"), 1),
     }
 
 
@@ -243,6 +246,19 @@ def _window(resize, crop):
     longest, shortest = zip(*(sorted(scale, reverse=True) for scale in resize["img_scale"]), strict=True)
     sides = dict(zip(("least", "most"), crop["crop_size"], strict=True))
     return {"name": "random_size_crop", "probability": 0.5, "longest": longest[0], "shortest": shortest, **sides}
+
+
+def _of_whole_pictures(pipeline, norm):
+    """Return the transforms that come before pictures are resized; they fill with the pixel mean."""
+    found = []
+    for step in pipeline:
+        if step["type"] == "Expand":
+            assert step["mean"] == norm["mean"]
+            found.append({"name": "expand", "ratio": tuple(step["ratio_range"]), "probability": 0.5})
+        elif step["type"] == "MinIoURandomCrop":
+            ious = tuple(step["min_ious"])
+            found.append({"name": "min_iou_crop", "ious": ious, "least": step["min_crop_size"]})
+    return found
 
 
 def has_polygons(case):
