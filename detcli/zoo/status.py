@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from detcli.config import RunConfig
 from detcli.errors import unknown
-from detcli.registry import names
+from detcli.plugin import PartConfig
+from detcli.registry import find, names, split
+from detcli.signature import REQUIRED, read
 from detcli.zoo.names import weights_url
 from detcli.zoo.rows import DATA, Row
 from detcli.zoo.training import LEGACY, training
@@ -30,7 +32,7 @@ CONVERTERS = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": 
 SAME_NAMES = ("mmdet", "legacy-v1")
 """Sources whose names are those of all models here."""
 
-SHARED_PARTS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn")
+SHARED_PARTS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn")
 """Models of shared parts alone, which every source has rules for; the plugins of others bring theirs."""
 
 PARITY = DATA / "parity.json"
@@ -56,9 +58,33 @@ def reached(row: Row, wanted: str) -> bool:
 
 
 def digest(config: RunConfig) -> str:
-    """Return what stands for a config's model and input: equal where both are equal in every argument."""
-    parts: dict[str, Any] = config.model_dump(mode="json", include={"model", "input"})
+    """Return what stands for a config's model and input: equal where both are equal in every argument.
+
+    What is as its default is left out, so that a builder's new argument changes no digest.
+    """
+    parts = {
+        "model": _chosen("models", config.model),
+        "input": config.input.model_dump(mode="json", exclude_defaults=True),
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _chosen(slot: str, config: PartConfig) -> dict[str, Any]:
+    """Return the name of a part and those of its arguments that are not as they would be without being given."""
+    name, given = split(config)
+    part = find(slot, name)
+    chosen: dict[str, Any] = {"name": name}
+    for parameter in read(part.ref):
+        if parameter.name not in given:
+            continue
+        default = part.args.get(parameter.name, parameter.default)
+        values = [given[parameter.name], None if default is REQUIRED else default]
+        if parameter.slot:
+            values = [value if value is None else _chosen(parameter.slot, value) for value in values]
+        value, usual = (json.loads(json.dumps(value)) for value in values)
+        if value != usual:
+            chosen[parameter.name] = value
+    return chosen
 
 
 def _has_rules(source: str, model: str) -> bool:

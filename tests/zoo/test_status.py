@@ -93,6 +93,17 @@ def test_a_row_is_verified_by_a_case_of_the_same_model_and_input_that_passes(par
         assert status(row) == expected
 
 
+def test_an_argument_that_is_as_its_default_changes_no_digest():
+    config = training(resolve("mmdet-v2/atss_r50_fpn_1x_coco")).config
+    model = {key: value for key, value in config.model.items() if key != "nms_threshold"}
+    del (backbone := dict(model["backbone"]))["norm_eval"]
+    older = config.model_copy(update={"model": {**model, "backbone": backbone}})
+    assert digest(older) == digest(config)
+    del (backbone := dict(backbone))["depth"]
+    preset = config.model_copy(update={"model": {**model, "backbone": backbone}})
+    assert digest(preset) == digest(config)
+
+
 def test_a_status_counts_for_those_before_it(parity):
     row = resolve("mmdet-v2/atss_r50_fpn_1x_coco")
     parity([])
