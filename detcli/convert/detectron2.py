@@ -72,11 +72,12 @@ def rules(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) 
     """Return the rules of names of a checkpoint.
 
     FPN's levels count from its lowest here. A norm is called after its kind here: one without statistics is a group
-    norm.
+    norm. The mask head of a cascade is that of its first stage here.
     """
     alone = is_backbone(tensors)
     levels = [int(number) for name in tensors for number in re.findall(r"^backbone\.fpn_lateral(\d)\.", name)]
     lowest = min(levels, default=2)
+    masks = "roi_head.mask_head" + (".0" if any(name.startswith("roi_heads.box_head.0.") for name in tensors) else "")
     return (
         Rule(r"pixel_(mean|std)", None, why="the pixel mean and deviation, which the config has"),
         Rule(
@@ -92,11 +93,9 @@ def rules(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) 
         Rule(r"proposal_generator\.rpn_head\.anchor_deltas\.(.*)", r"rpn_head.rpn_reg.\1"),
         *_resnet(r"roi_heads\.", "roi_head.shared_head.", (5,), _norm(tensors, r"roi_heads\.res5\.")),
         *_box_head(_norm(tensors, r"roi_heads\.box_head\.")),
-        *_convs(
-            r"roi_heads\.mask_head\.mask_fcn", "roi_head.mask_head.convs", _norm(tensors, r"roi_heads\.mask_head\.")
-        ),
-        Rule(r"roi_heads\.mask_head\.deconv\.(.*)", r"roi_head.mask_head.upsample.\1"),
-        Rule(r"roi_heads\.mask_head\.predictor\.(.*)", r"roi_head.mask_head.conv_logits.\1"),
+        *_convs(r"roi_heads\.mask_head\.mask_fcn", f"{masks}.convs", _norm(tensors, r"roi_heads\.mask_head\.")),
+        Rule(r"roi_heads\.mask_head\.deconv\.(.*)", rf"{masks}.upsample.\1"),
+        Rule(r"roi_heads\.mask_head\.predictor\.(.*)", rf"{masks}.conv_logits.\1"),
         *_convs(r"roi_heads\.keypoint_head\.conv_fcn", "roi_head.keypoint_head.convs", "bn"),
         Rule(r"roi_heads\.keypoint_head\.score_lowres\.(.*)", r"roi_head.keypoint_head.upsample.\1"),
         *_semantic_head(_norm(tensors, r"sem_seg_head\.")),

@@ -54,6 +54,20 @@ def norm(group: Group, key: str = "norm_cfg", default: str = "none") -> str:
     return _norm_kind(settings)
 
 
+def conv_norm(group: Group) -> str:
+    """Return what a head or neck normalises with, and how its convolutions are made for it: also "gn_ws"."""
+    return _with_convs(group, norm(group))
+
+
+def _with_convs(group: Group, kind: str) -> str:
+    """Return the kind of norm that goes with the convolutions of a `conv_cfg`."""
+    if not group.has("conv_cfg"):
+        return kind
+    if group.group("conv_cfg").kind != "ConvWS" or kind != "gn":
+        raise group.unsupported("conv_cfg")
+    return "gn_ws"
+
+
 def _norm_kind(settings: Group) -> str:
     kinds = {"BN": "bn", "SyncBN": "syncbn", "GN": "gn"}
     if settings.kind not in kinds:
@@ -63,8 +77,8 @@ def _norm_kind(settings: Group) -> str:
     return kinds[settings.kind]
 
 
-def _resnet(group: Group) -> dict[str, Any]:
-    """Return ResNet and ResNeXt by the name of a backbone here that has the same weights' shapes and input."""
+def residual_network(group: Group) -> dict[str, Any]:
+    """Return the arguments that all backbones have that are made as ResNet is, of other blocks."""
     settings = group.group("norm_cfg") if group.has("norm_cfg") else Group({"type": "BN"}, group.place("norm_cfg"))
     frozen = group.integer("frozen_stages", -1, least=-1)
     if frozen == 0:  # the stem alone
@@ -77,25 +91,18 @@ def _resnet(group: Group) -> dict[str, Any]:
     dilations = group.integers("dilations", (1, 1, 1, 1))
     if min(len(strides), len(dilations)) < num_stages:
         raise group.wrong("strides", f"a list of {num_stages} numbers")
-    wide = group.kind == "ResNeXt"
     group.expect("in_channels", 3)
     group.expect("stem_channels", None, 64)
     group.expect("base_channels", 64)
-    group.expect("conv_cfg", None)
     group.expect("dcn", None)
     group.expect("plugins", None)
     group.expect("gcb", None)
     group.expect("gen_attention", None)
-    group.expect("deep_stem", False)
-    group.expect("avg_down", False)
     group.ignore("init_cfg", "pretrained", "with_cp", "zero_init_residual")
     group.ignore("stage_with_dcn", "stage_with_gcb", "stage_with_gen_attention")
-    args = {
+    return {
         "depth": group.integer("depth"),
-        "style": group.text("style", "pytorch"),
-        "groups": group.integer("groups", 1, least=1) if wide else 1,
-        "width_per_group": group.integer("base_width", 4, least=1) if wide else 64,
-        "norm": _norm_kind(settings),
+        "norm": _with_convs(group, _norm_kind(settings)),
         "norm_trained": settings.flag("requires_grad", True),
         "norm_eps": settings.number("eps", 1e-5),
         "norm_eval": group.flag("norm_eval", True),
@@ -103,6 +110,19 @@ def _resnet(group: Group) -> dict[str, Any]:
         "out_stages": out_stages,
         "strides": strides,
         "dilations": dilations,
+    }
+
+
+def _resnet(group: Group) -> dict[str, Any]:
+    """Return ResNet and ResNeXt by the name of a backbone here that has the same weights' shapes and input."""
+    wide = group.kind == "ResNeXt"
+    group.expect("deep_stem", False)
+    group.expect("avg_down", False)
+    args = {
+        "style": group.text("style", "pytorch"),
+        "groups": group.integer("groups", 1, least=1) if wide else 1,
+        "width_per_group": group.integer("base_width", 4, least=1) if wide else 64,
+        **residual_network(group),
     }
     init = group.take("init_cfg")
     checkpoint = group.take("pretrained") or (init.get("checkpoint") if isinstance(init, Mapping) else "")
@@ -127,7 +147,10 @@ def _backbone_name(args: Mapping[str, Any], checkpoint: str) -> str:
             if all(presets[key] == args[key] for key in SHAPES):
                 fitting.append(name)
     of_detectron = "detectron/" in checkpoint or checkpoint in ("open-mmlab://resnet50_caffe", DETECTRON_R101)
-    fitting.sort(key=lambda name: name.endswith("_detectron") != of_detectron)
+    contributed = checkpoint.startswith("open-mmlab://contrib/")
+    fitting.sort(
+        key=lambda name: (name.endswith("_detectron") != of_detectron, name.endswith("_contrib") != contributed)
+    )
     return fitting[0] if fitting else "resnet"
 
 
@@ -136,7 +159,8 @@ DETECTRON_R101 = "open-mmlab://resnet101_caffe"
 BACKBONES: dict[str, Callable[[Group], dict[str, Any]]] = {"ResNet": _resnet, "ResNeXt": _resnet}
 
 
-def _fpn(group: Group) -> dict[str, Any]:
+def fpn(group: Group) -> dict[str, Any]:
+    """Return the neck of an FPN."""
     extra = group.take("add_extra_convs", False)
     on_inputs = group.flag("extra_convs_on_inputs", True)
     if extra is True:
@@ -146,7 +170,6 @@ def _fpn(group: Group) -> dict[str, Any]:
     levels = len(group.integers("in_channels"))
     group.expect("end_level", -1, levels - 1)
     group.expect("no_norm_on_lateral", False)
-    group.expect("conv_cfg", None)
     group.expect("act_cfg", None)
     group.expect("activation", None)
     group.ignore("init_cfg")
@@ -158,7 +181,7 @@ def _fpn(group: Group) -> dict[str, Any]:
         "extra": extra or "pool",
         "relu_before_extra": group.flag("relu_before_extra_convs", False),
         "upsample": _upsampling(group),
-        "norm": norm(group),
+        "norm": conv_norm(group),
     }
 
 
@@ -172,7 +195,7 @@ def _upsampling(group: Group) -> str:
     return mode
 
 
-NECKS: dict[str, Callable[[Group], dict[str, Any]]] = {"FPN": _fpn}
+NECKS: dict[str, Callable[[Group], dict[str, Any]]] = {"FPN": fpn}
 
 
 def level_strides(backbone: Mapping[str, Any], neck: Mapping[str, Any] | None) -> Strides:
@@ -507,10 +530,18 @@ def proposals(group: Group) -> Proposals:
 
 
 def roi_extractor(head: Group, key: str, strides: Strides) -> dict[str, Any]:
-    """Return the RoI extractor of a head."""
+    """Return the RoI extractor of a head; translators of a plugin's take the strides of the levels, too."""
     group = head.group(key)
-    if group.kind != "SingleRoIExtractor":
-        raise group.unsupported("type")
+    found: dict[str, Any] = translator(group, {"SingleRoIExtractor": _single_level}, "RoI extractor")(group, strides)
+    return found
+
+
+def _single_level(group: Group, strides: Strides) -> dict[str, Any]:
+    return {"name": "roi_align", **roi_align(group, strides), "finest_scale": group.integer("finest_scale", 56)}
+
+
+def roi_align(group: Group, strides: Strides) -> dict[str, Any]:
+    """Return the arguments of an RoI extractor by RoIAlign, and of the levels that it works on."""
     layer = group.group("roi_layer")
     if layer.kind != "RoIAlign":
         raise layer.unsupported("type")
@@ -523,10 +554,8 @@ def roi_extractor(head: Group, key: str, strides: Strides) -> dict[str, Any]:
         raise group.unsupported("featmap_strides")
     levels = {} if strides is not None and len(used) == min(4, len(strides)) else {"num_levels": len(used)}
     return {
-        "name": "roi_align",
         "output_size": layer.integer("out_size" if "out_size" in layer.values else "output_size"),
         "sampling_ratio": layer.integer("sample_num" if "sample_num" in layer.values else "sampling_ratio", 0),
         "aligned": layer.flag("aligned", True),
-        "finest_scale": group.integer("finest_scale", 56),
         **levels,
     }

@@ -323,7 +323,8 @@ class RoIHead(nn.Module):
             for boxes, target, seed in zip(proposals, batch.targets, batch.each_seed(), strict=True)
         ]
         rois = self._pool(self.bbox_roi_extractor, features, [sample.boxes for sample in samples])
-        losses = self.bbox_head.losses(*self.bbox_head(rois), samples)
+        logits, deltas = self.bbox_head(rois)
+        losses = self.bbox_head.losses(logits, deltas, samples)
         heads = self._object_heads()
         positives = [sample.possible_positives() for sample in samples if heads]
         for extractor, head in heads:

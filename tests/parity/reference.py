@@ -38,6 +38,7 @@ CONFIG_KEYS = (
 OVERRIDES = {
     "model.train_cfg.rpn.sampler.num": ("rpn_sampler.num", "sampler.num"),
     "model.train_cfg.rcnn.sampler.num": ("sampler.num",),
+    **{f"model.train_cfg.rcnn.{stage}.sampler.num": ("sampler.num",) for stage in range(3)},
     "model.train_cfg.rpn_proposal.max_per_img": ("train_proposals",),
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("rpn_sampler.num", "sampler.num"),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("sampler.num",),
@@ -182,6 +183,13 @@ def losses(case):
     if case["origin"] == "detectron2":
         found = case["train"].get("losses_bitmask", case["train"]["losses"])
         ours = {"loss_box_reg": "loss_bbox", "loss_rpn_loc": "loss_rpn_bbox"}
+        if "loss_cls_stage0" in found:
+            ours["loss_mask"] = "s0.loss_mask"
+        for stage in range(3):
+            ours |= {
+                f"loss_cls_stage{stage}": f"s{stage}.loss_cls",
+                f"loss_box_reg_stage{stage}": f"s{stage}.loss_bbox",
+            }
         return {ours.get(name, name): value for name, value in found.items()}
     return {
         name: value["sum"] if isinstance(value, dict) else value  # a dict where each level has its own

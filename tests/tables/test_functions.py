@@ -36,6 +36,7 @@ ELSEWHERE = {
 
 PARTS_OF_MODELS = {
     "blocks.py",
+    "cascade_roi_head.py",
     "dense_heads.py",
     "detector.py",
     "fold.py",
