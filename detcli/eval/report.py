@@ -67,7 +67,7 @@ def _figures(family: str, title: str, metrics: dict[str, float]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right", min_width=5)
+        table.add_column(column, justify="right", min_width=4)
     for kind, row in rows.items():
         table.add_row(ROWS[kind], *(_format(row.get(column)) for column in columns))
     return table
