@@ -3,10 +3,9 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
 
-# In a few hundred steps from random weights: fewer and narrower layers.
+# In less than a thousand steps from random weights: fewer and narrower layers.
 DEMO = {
     "demo": {
-        "sched": {"length": 500},
         "model": {
             "fc_channels": 384,
             "sampler": {"num": 64},
