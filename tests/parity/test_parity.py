@@ -189,7 +189,9 @@ def test_the_session_lists_what_fails_and_says_so(tmp_path, monkeypatch, capsys)
         path.write_bytes(gzip.compress(json.dumps(case | changes).encode()))
 
     same, other = "mmdet/retinanet/retinanet_r50_fpn_1x_coco", "mmdet/retinanet/retinanet_r50_fpn_2x_coco"
-    write(same, {"model": CASES[same]["model"] | {"type": "RetinaNetOfTomorrow"}})
+    model = copy.deepcopy(CASES[same]["model"])
+    model["bbox_head"]["type"] = "RetinaHeadOfTomorrow"
+    write(same, {"model": model})
     write(other, {})
     monkeypatch.setenv("DETCLI_PARITY", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["session.py"])
@@ -197,7 +199,7 @@ def test_the_session_lists_what_fails_and_says_so(tmp_path, monkeypatch, capsys)
     assert session.main() == 1
     printed = capsys.readouterr().out
     assert PARITY.read_bytes() == before
-    assert re.search(rf"1/2 {same}: fails: latest.pth: .*RetinaNetOfTomorrow", printed)
+    assert re.search(rf"1/2 {same}: fails: latest.pth: .*RetinaHeadOfTomorrow", printed)
     assert f"2/2 {other}: fails: it has the numbers of {same}, which fails" in printed
     assert printed.endswith("0 of 2 cases pass\n")
     assert str(tmp_path) not in printed
