@@ -30,7 +30,9 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     if masks.kind != "YOLACTProtonet":
         raise masks.unsupported("type")
     masks.expect("num_protos", num_prototypes)
-    masks.expect("proto_channels", [256, 256, 256, None, 256, num_prototypes])
+    width = head.integer("feat_channels", 256)
+    if masks.take("proto_channels", [256, 256, 256, None, 256, 32]) != [*[width] * 3, None, width, num_prototypes]:
+        raise masks.unsupported("proto_channels")
     masks.expect("proto_kernel_sizes", [3, 3, 3, -2, 3, 1])
     masks.expect("include_last_relu", True)
     masks.ignore("in_channels", "num_classes", "init_cfg")
@@ -42,7 +44,7 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     segmentation.ignore("in_channels", "num_classes", "init_cfg")
     return {
         "name": "yolact",
-        **_anchors(head, strides),
+        **even_anchors(head, strides),
         "stacked_convs": head.integer("num_head_convs", 1),
         "feat_channels": parts.feat_channels(head),
         "num_prototypes": num_prototypes,
@@ -61,7 +63,7 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     }
 
 
-def _anchors(head: Group, strides: Strides) -> dict[str, Any]:
+def even_anchors(head: Group, strides: Strides) -> dict[str, Any]:
     """Return the size of images over which the anchors lie evenly, and their scale and ratios."""
     group = head.group("anchor_generator")
     if group.kind != "AnchorGenerator":

@@ -67,7 +67,7 @@ class YOLACTHead(nn.Module):
 class Protonet(nn.Module):
     """Prototypes at twice the resolution of the lowest level (figure 3)."""
 
-    def __init__(self, in_channels: int, num_prototypes: int, channels: int = 256) -> None:
+    def __init__(self, in_channels: int, channels: int, num_prototypes: int) -> None:
         super().__init__()
         self.protonet = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1),
@@ -321,7 +321,7 @@ def yolact(
 ) -> YOLACT:
     """Return YOLACT for images of `image_size` pixels a side, over which its anchors are spread evenly.
 
-    An anchor has `anchor_scale` times the stride of its level for a side. The head is as wide as the neck unless
+    An anchor has `anchor_scale` times the stride of its level for a side. The heads are as wide as the neck unless
     `feat_channels` says otherwise. `loss_cls` is a softmax over the classes and background. At most `max_masks` masks
     of an image are trained. For the rest see `YOLACT`.
     """
@@ -335,9 +335,10 @@ def yolact(
         base_sizes=pyramid.strides,
         centers=[stride / 2 for stride in strides],
     )
+    channels = feat_channels or pyramid.out_channels
     head = YOLACTHead(
         pyramid.out_channels,
-        feat_channels or pyramid.out_channels,
+        channels,
         num_classes,
         anchors.num_base_anchors,
         num_prototypes,
@@ -347,7 +348,7 @@ def yolact(
         body,
         pyramid,
         head,
-        Protonet(pyramid.out_channels, num_prototypes),
+        Protonet(pyramid.out_channels, channels, num_prototypes),
         SegmentationHead(pyramid.out_channels, num_classes),
         anchors,
         build("assigners", assigner),

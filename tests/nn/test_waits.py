@@ -27,7 +27,7 @@ def test_a_wait_is_seen():
         torch.zeros(1, device="cuda").item()
 
 
-@pytest.mark.parametrize("name", ["rpn", "retinanet", "retinanet_detectron2", "fcos", "atss"])
+@pytest.mark.parametrize("name", ["rpn", "retinanet", "retinanet_detectron2", "fcos", "atss", "yolact"])
 def test_the_losses_wait_for_nothing(name):
     """No number is read from the device, no shape depends on one, and no tensor is on another device."""
     config = resolve(name, backbone="r18").config.model
