@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from detcli.nn.masks import resize_masks
 from detcli.structures import Detections, Panoptic, Target
 from detcli.visual import class_color, contact_sheet, draw
 
@@ -88,6 +89,18 @@ def test_mask_crops_look_like_the_masks_they_become():
     from_crops = draw(grey(), found(boxes, mask_crops=crops), NAMES)
     from_masks = draw(grey(), found(boxes, masks=masks), NAMES)
     assert changed(from_crops, from_masks).sum() < 20
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_mask_maps_look_like_the_masks_they_become(scale):
+    boxes = [[48, 60, 150, 160], [140, 90, 300, 120]]
+    maps = torch.zeros(2, 50, 75)
+    maps[0, 15:40, 12:37] = 1
+    maps[1, 22:30, 35:] = 1
+    from_maps = draw(grey(), found(boxes, mask_maps=maps), NAMES, scale=scale)
+    from_masks = draw(grey(), found(boxes, masks=resize_masks(maps, (200, 300))), NAMES, scale=scale)
+    assert changed(from_maps, from_masks).sum() < 20 * scale
+    assert changed(from_maps, draw(grey(), found(boxes), NAMES, scale=scale)).sum() > 2000 * scale
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0, 0.5])
