@@ -80,7 +80,7 @@ def write_checkpoint(case, folder):
     meta = {
         "mmdet_version": "2.28.2",
         "config": config_text(case),
-        "exp_name": f"{case['config']}.py",
+        "exp_name": "reference_case.py",  # no row's name: only the config says what the model is
         "CLASSES": tuple(f"thing {number}" for number in range(class_count(case))),
         "epoch": case["runner"].get("max_epochs"),
     }
