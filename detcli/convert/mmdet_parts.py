@@ -342,23 +342,26 @@ def _atss_assigner(group: Group) -> dict[str, Any]:
 
 def _hungarian(group: Group) -> dict[str, Any]:
     classes, boxes, overlaps = (group.group(key) for key in ("cls_cost", "reg_cost", "iou_cost"))
-    costs = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
-    if classes.kind not in costs:
+    scores = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
+    if classes.kind not in scores:
         raise classes.unsupported("type")
     classes.expect("alpha", 0.25)
     classes.expect("gamma", 2, 2.0)
     if boxes.kind != "BBoxL1Cost":
         raise boxes.unsupported("type")
-    boxes.expect("box_format", "xywh")
+    forms = {"xywh": "cxcywh", "xyxy": "xyxy"}
+    if boxes.text("box_format", "xyxy") not in forms:
+        raise boxes.unsupported("box_format")
     if overlaps.kind != "IoUCost":
         raise overlaps.unsupported("type")
     overlaps.expect("iou_mode", "giou")
     return {
         "name": "hungarian",
-        "class_cost": costs[classes.kind],
-        "class_weight": classes.number("weight", 1.0),
-        "box_weight": boxes.number("weight", 1.0),
-        "iou_weight": overlaps.number("weight", 1.0),
+        "class_score": scores[classes.kind],
+        "box_form": forms[boxes.text("box_format", "xyxy")],
+        "class_cost": classes.number("weight", 1.0),
+        "box_cost": boxes.number("weight", 1.0),
+        "iou_cost": overlaps.number("weight", 1.0),
     }
 
 

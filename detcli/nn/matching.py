@@ -58,26 +58,28 @@ def _sides(sizes: Tensor) -> Tensor:
 
 def hungarian(
     *,
-    class_cost: Literal["softmax", "focal"] = "softmax",
-    class_weight: float = 1.0,
-    box_weight: float = 5.0,
-    iou_weight: float = 2.0,
+    class_score: Literal["softmax", "focal"] = "softmax",
+    box_form: Literal["cxcywh", "xyxy"] = "cxcywh",
+    class_cost: float = 1.0,
+    box_cost: float = 5.0,
+    iou_cost: float = 2.0,
 ) -> Matcher:
     """Return the matcher of least total cost (equation 1); with more objects than predictions, some have none.
 
-    A pair costs `class_weight` times that of its class, `box_weight` times the L1 distance of its boxes and
-    `iou_weight` times -GIoU. A class costs -probability (``softmax``, the last logit is background's), or, of a
-    sigmoid, the focal loss as what it is less that as background (``focal``; Zhu et al. 2021, arXiv 2010.04159).
+    A pair costs `class_cost` times that of its class, `box_cost` times the L1 distance of its boxes in `box_form` and
+    `iou_cost` times -GIoU. A class costs -probability (``softmax``, the last logit is background's), or, of a sigmoid,
+    the focal loss as what it is less that as background (``focal``; Zhu et al. 2021, arXiv 2010.04159).
     """
-    class_costs = {"softmax": _softmax_cost, "focal": _focal_cost}[class_cost]
+    class_costs = {"softmax": _softmax_cost, "focal": _focal_cost}[class_score]
 
     @torch.no_grad()
     def match(logits: Tensor, boxes: Tensor, objects: ObjectSet) -> Tensor:
         corners, goals = to_pixels(boxes, objects.sizes), to_pixels(objects.boxes, objects.sizes)
         labels = objects.labels[:, None].expand(*logits.shape[:-1], -1)
-        costs = class_weight * class_costs(logits.float()).gather(-1, labels)
-        costs += box_weight * torch.cdist(boxes, objects.boxes.expand(*boxes.shape[:-2], -1, -1), p=1)
-        costs -= iou_weight * aligned_iou(corners[..., :, None, :], goals[:, None], "giou")
+        own, theirs = (box_convert(each, "cxcywh", box_form) for each in (boxes, objects.boxes))
+        costs = class_cost * class_costs(logits.float()).gather(-1, labels)
+        costs += box_cost * torch.cdist(own, theirs.expand(*boxes.shape[:-2], -1, -1), p=1)
+        costs -= iou_cost * aligned_iou(corners[..., :, None, :], goals[:, None], "giou")
         return _least(costs, objects.counts)
 
     return match

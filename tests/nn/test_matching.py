@@ -40,13 +40,13 @@ def test_boxes_are_shares_of_their_own_image_and_back():
         torch.testing.assert_close(row[: len(target.boxes)], target.boxes)
 
 
-@pytest.mark.parametrize("class_cost", ["softmax", "focal"])
-def test_no_other_matching_costs_less(class_cost, monkeypatch):
+@pytest.mark.parametrize("class_score", ["softmax", "focal"])
+def test_no_other_matching_costs_less(class_score, monkeypatch):
     seen = []
     least = matching._least
     monkeypatch.setattr(matching, "_least", lambda costs, counts: least(seen.append(costs) or costs, counts))
     queries = 6
-    matched = hungarian(class_cost=class_cost)(*predictions(2, queries), object_set(batch()))
+    matched = hungarian(class_score=class_score)(*predictions(2, queries), object_set(batch()))
     (costs,) = seen  # of all layers and images at once
     assert matched.shape == (2, 3, 5)
     for layer in range(2):
@@ -71,7 +71,7 @@ def test_each_part_of_the_cost_alone_decides():
     logits[0, wanted, torch.arange(3)] = 5.0
     objects.labels[0, :3] = torch.arange(3)
     for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
-        names = ("class_weight", "box_weight", "iou_weight")
+        names = ("class_cost", "box_cost", "iou_cost")
         match = hungarian(**dict(zip(names, weights, strict=True)))
         assert match(logits, boxes, objects)[0, :3].tolist() == wanted.tolist()
 

@@ -272,9 +272,10 @@ def test_assignment(entry):
 
 def check_matching(entry):
     params, x = entry["params"], inputs(entry)
-    names = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
-    weights = {f"{ours}_weight": params[f"{theirs}_cost"]["weight"] for ours, theirs in COSTS.items()}
-    match = hungarian(class_cost=names[params["cls_cost"]["type"]], **weights)
+    scores = {"ClassificationCost": "softmax", "FocalLossCost": "focal"}
+    costs = {f"{ours}_cost": params[f"{theirs}_cost"]["weight"] for ours, theirs in COSTS.items()}
+    # MMDetection compares corners where it is not told otherwise.
+    match = hungarian(class_score=scores[params["cls_cost"]["type"]], box_form="xyxy", **costs)
     size = torch.tensor([params["img_shape"][:2]])
     objects = object_set(Batch(torch.zeros(1, 3, 1, 1), size, [Target(x["gt_bboxes"], x["gt_labels"])]))
     (matched,) = match(x["cls"][None], x["bboxes"][None], objects)
