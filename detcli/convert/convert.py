@@ -166,7 +166,7 @@ def _find_model(source: str, path: Path, meta: Mapping[str, Any], as_id: str | N
         return _named(source, as_id)
     if builder := _torchvision_builder(source, path.stem):
         return builder
-    row = _row_called(path, meta)
+    row = _row_called(path)
     text = meta.get("config")
     problem: DetcliError | None = None
     if isinstance(text, str) and text.strip():
@@ -176,6 +176,9 @@ def _find_model(source: str, path: Path, meta: Mapping[str, Any], as_id: str | N
         except DetcliError as error:
             problem = error
     row = row or _row_hashed(path)
+    if row is None and problem is None and meta.get("name"):
+        experiment = distinct(matches(Path(str(meta["name"])).stem, rows()))
+        row = experiment[0] if len(experiment) == 1 else None
     if problem and (row is None or not training(row).exact):
         raise DetcliError(f"{path}: {problem} If it is a model of the zoo, name it with --as ID.") from problem
     if row is None:
@@ -225,8 +228,8 @@ def _torchvision_builder(source: str, name: str) -> _Model | None:
     return _Model(config, f"read as torchvision's {builder}")
 
 
-def _row_called(path: Path, meta: Mapping[str, Any]) -> Row | None:
-    """Return the row whose weights the file at `path` is, by its name, its place in the cache, or its meta.
+def _row_called(path: Path) -> Row | None:
+    """Return the row whose weights the file at `path` is, by its name or its place in the cache.
 
     Raises `DetcliError` when it has the name of a published file, and another hash.
     """
@@ -238,8 +241,6 @@ def _row_called(path: Path, meta: Mapping[str, Any]) -> Row | None:
         for file in row.files:
             if file.kind == "weights" and file.hash and file.url.endswith(f"/{path.name}"):
                 _check_hash(path, file, row)
-    if not named and meta.get("name"):
-        named = distinct(matches(Path(str(meta["name"])).stem, rows()))
     return named[0] if len(named) == 1 else None
 
 

@@ -315,6 +315,21 @@ def test_the_row_is_found_by_name_and_by_hash(tmp_path, monkeypatch):
         assert found.config.recipe == "retinanet"
 
 
+def test_a_config_that_is_not_understood_is_not_guessed(tmp_path):
+    path, state = mmdet_file(tmp_path)
+    meta = {
+        "config": RETINANET.replace("RetinaHead", "RetinaHeadOfTomorrow"),
+        "exp_name": "retinanet_r50_fpn_1x_coco.py",
+    }
+    torch.save({"meta": meta, "state_dict": state}, path)
+    with pytest.raises(DetcliError, match="RetinaHeadOfTomorrow"):
+        convert("mmdet", path)
+    _, state = weights("retinanet", classes=80)
+    del meta["config"]
+    torch.save({"meta": meta, "state_dict": state}, path)
+    assert convert("mmdet", path).origin["row"] == "mmdet-v2/retinanet_r50_fpn_1x_coco"
+
+
 def test_errors_name_what_is_wrong(tmp_path):
     path, state = mmdet_file(tmp_path)
     with pytest.raises(UsageError, match=r"'mmdet2'.*did you mean 'mmdet'"):
