@@ -33,6 +33,9 @@ CHOSEN = {
     "mmdet/faster_rcnn/faster_rcnn_r50_caffe_fpn_1x_coco": "two stages",
     "mmdet/faster_rcnn/faster_rcnn_r50_caffe_dc5_1x_coco": "no pyramid, a dilated stage",
     "mmdet/mask_rcnn/mask_rcnn_x101_32x4d_fpn_1x_coco": "masks, grouped convolutions",
+    "mmdet/cascade_rcnn/cascade_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes",
+    "mmdet/cascade_rcnn/cascade_mask_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes and masks",
+    "mmdet/legacy_1.x/cascade_mask_rcnn_r50_fpn_1x_coco_v1": "three stages, of version 1",
     "mmdet/legacy_1.x/mask_rcnn_r50_fpn_1x_coco_v1": "anchors, coder and RoIAlign of version 1",
     "mmdet/legacy_1.x/retinanet_r50_fpn_1x_coco_v1": "anchors and coder of version 1 in one stage",
     "mmdet/lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1": "1203 classes, 300 detections",
@@ -44,6 +47,7 @@ CHOSEN = {
     "detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x": "a stage of the backbone in the heads, with masks",
     "detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x": "no pyramid, a dilated stage, with masks",
     "detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": "masks",
+    "detectron2/Misc/cascade_mask_rcnn_R_50_FPN_1x": "three stages, later ones on all boxes of those before",
     "detectron2/COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x": "keypoints",
     "detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_1x": "stuff, and segments of it and things",
 }
