@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from detcli.plugin import Part, Plugin
+from detcli.published import CAFFE_INPUT, OPENMMLAB
 
-CAFFE_INPUT = {"input": {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
 DETECTRON_INPUT = {"input": {"mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
 TORCHVISION = "https://download.pytorch.org/models/"
-OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
 
 
 def _resnet(depth: int, weights: str | None, summary: str, config: Any = (), **args: Any) -> Part:
@@ -105,6 +104,7 @@ plugin = Plugin(
         "1x": _epochs(12, [8, 11]),
         "2x": _epochs(24, [16, 22]),
         "3x": _epochs(36, [27, 33]),
+        "36e": _epochs(36, [28, 34]),
         "s1x": _epochs(17, [11, 15]),
         "20e": _epochs(20, [16, 19]),
         "90k": _iterations(90_000, [60_000, 80_000]),

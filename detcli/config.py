@@ -389,6 +389,10 @@ def _target(name: str, overlays: Iterable[str]) -> tuple[Recipe, list[Overlay]]:
 def _fitting(overlay: Overlay, model: str) -> Mapping[str, Any]:
     if overlay.applies_to and model not in overlay.applies_to:
         raise UsageError(f"overlay {overlay.name!r} fits {', '.join(overlay.applies_to)}, not {model!r}.")
+    known = _parameters("models", model, "model")
+    for key in overlay.config.get("model", {}):
+        if key not in known:
+            raise UsageError(f"overlay {overlay.name!r} does not fit {model!r}, which has no argument {key!r}.")
     return overlay.config
 
 

@@ -84,7 +84,8 @@ class Recipe:
 class Overlay:
     """A partial run config that changes a recipe: ``--with NAME``.
 
-    `applies_to` lists the models it fits (empty: all). `recipe` is the recipe that ``detcli train NAME`` starts from.
+    `applies_to` lists the models it fits (empty: all that have its arguments). `recipe` is the recipe that
+    ``detcli train NAME`` starts from.
     """
 
     name: str

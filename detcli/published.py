@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
+"""Where MMDetection's backbones are, with weights of ImageNet."""
+
+CAFFE_INPUT: dict[str, Any] = {"input": {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "channels": "bgr"}}
+"""What comes with backbones that were trained in Caffe or Caffe2, in MMDetection and Detectron2."""
+
 SIX_SIZES: dict[str, Any] = {"resize": [(1333, side) for side in (640, 672, 704, 736, 768, 800)]}
 """Multi-scale training, one of six sizes."""
 

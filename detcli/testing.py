@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcli.config import resolve
+from detcli.config import RunConfig, resolve
 from detcli.convert.rules import Rule
 from detcli.data.panoptic import encode_ids
 from detcli.errors import DetcliError, unknown
 from detcli.eval.evaluator import MAIN, measure, tasks_of
 from detcli.nn.detector import Detector
-from detcli.plugin import PART_SLOTS, Plugin, Recipe
-from detcli.registry import Found, build, find, names, plugins
+from detcli.plugin import PART_SLOTS, Overlay, Plugin, Recipe
+from detcli.registry import Found, build, find, find_recipe, names, plugins
 from detcli.registry import resolve as resolve_reference
 from detcli.signature import REQUIRED, read
 from detcli.structures import UNLABELLED, Batch, Detections, ImageInfo, Target
@@ -54,6 +54,8 @@ def check_plugin(plugin: Plugin | str) -> None:
                 _check_part(slot, part)
         for recipe in found.plugin.recipes:
             _check_recipe(recipe)
+        for overlay in found.plugin.overlays:
+            _check_overlay(overlay)
         for model in _own("models", name):
             _check_model(model, found.plugin)
         _check_card(found)
@@ -178,10 +180,24 @@ def _check_evaluator(name: str) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    config = resolve(recipe.name).config
+    _check_config(f"recipe {recipe.name!r}", resolve(recipe.name).config)
+
+
+def _check_overlay(overlay: Overlay) -> None:
+    """Lay an overlay over the recipe that it says, and over one of each model that it says it fits."""
+    bases = [overlay.recipe] if overlay.recipe else []
+    for model in overlay.applies_to:
+        fitting = [name for name in names("recipes") if (find_recipe(name).model or name) == model]
+        _require(fitting, f"overlay {overlay.name!r}: there is no recipe of {model!r}, which it says it fits.")
+        bases.append(fitting[0])
+    for base in bases:
+        _check_config(f"overlay {overlay.name!r} on {base!r}", resolve(base, overlays=[overlay.name]).config)
+
+
+def _check_config(where: str, config: RunConfig) -> None:
     with torch.device("meta"):
         model = build("models", config.model, num_classes=NUM_CLASSES)
-    _require(isinstance(model, Detector), f"recipe {recipe.name!r}: its model is no detcli.nn.detector.Detector.")
+    _require(isinstance(model, Detector), f"{where}: its model is no detcli.nn.detector.Detector.")
 
 
 def _check_model(name: str, plugin: Plugin) -> None:

@@ -5,8 +5,8 @@
 
 A head that belongs to one paper is translated by that paper's plugin: its manifest names, in the slot ``converters``
 under ``mmdet/TYPE``, a function that takes the model's `Group` and the strides of its levels and returns the model.
-Backbones, necks, losses and assigners of plugins are found in the same way; their functions take the part's own
-`Group`.
+Backbones, necks, losses, assigners and RoI extractors of plugins are found in the same way; their functions take the
+part's own `Group`, and those of RoI extractors the strides.
 """
 
 from __future__ import annotations

@@ -32,16 +32,12 @@ def fpn(
 
     Raises `UsageError` when `num_outs` is less than the number of inputs.
     """
-    levels = len(in_channels) - start_level
-    if num_outs < levels:
-        raise UsageError(
-            f"num_outs of neck 'fpn' is {num_outs}, but its inputs are {levels}: give it {levels} or more."
-        )
     return FPN(
-        in_channels[start_level:],
-        in_strides[start_level:],
+        in_channels,
+        in_strides,
         out_channels,
         num_outs,
+        start_level=start_level,
         extra=extra,
         relu_before_extra=relu_before_extra,
         upsample=upsample,
@@ -62,12 +58,19 @@ class FPN(nn.Module):
         out_channels: int,
         num_outs: int,
         *,
+        start_level: int,
         extra: Literal["pool", "on_input", "on_lateral", "on_output"],
         relu_before_extra: bool,
         upsample: Literal["nearest", "bilinear"],
         norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"],
     ) -> None:
         super().__init__()
+        in_channels, in_strides = in_channels[start_level:], in_strides[start_level:]
+        if num_outs < len(in_channels):
+            raise UsageError(
+                f"num_outs of the neck is {num_outs}, but its inputs are {len(in_channels)}: "
+                f"give it {len(in_channels)} or more."
+            )
         self.extra = extra
         self.relu_before_extra = relu_before_extra
         self.upsample = upsample

@@ -11,7 +11,7 @@ from typing import Any
 from detcli.config import RunConfig, resolve
 from detcli.errors import UsageError
 from detcli.plugin import Recipe
-from detcli.registry import find_recipe, find_schedule, names, plugins
+from detcli.registry import find_overlay, find_recipe, find_schedule, names, plugins
 from detcli.zoo.names import short_name, weights_url
 from detcli.zoo.rows import Row, Schedule
 
@@ -29,8 +29,11 @@ MEANINGS = {
     "yolact": {"8x8": "8gpu"},
     "lvis": {"sample1e-3": "", "mstrain": ""},
     "voc": {"voc0712": ""},
+    "res2net101": {"r2": "", "101": ""},
 }
-"""Words of a model's or a dataset's configs that recipes have other words for; an empty one: every recipe has it."""
+"""Words of the configs of a model, a dataset or a backbone that recipes have other words for; an empty one: every
+recipe has it.
+"""
 
 CAFFE_STYLES = {"legacy": "detectron"}
 """The last word of the backbones that recipes of some settings have where a row says caffe; else, it is caffe."""
@@ -78,16 +81,17 @@ def training(row: Row) -> Training:
         return Training(missing=f"there is no plugin for {row.method} yet")
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
-    said = (set(_variants(row)) | {NOTED[note] for note in row.notes if note in NOTED}) - {overlay}
+    said = set(_variants(row)) | {NOTED[note] for note in row.notes if note in NOTED}
+    said -= _said(overlay, said)
     given = GIVEN_PROPOSALS in row.notes
     if given and TAKES_PROPOSALS not in _words(row.model):
         said.add(TAKES_PROPOSALS)
     recipe = max(recipes, key=lambda recipe: _fit(recipe, row, said))
-    if TAKES_PROPOSALS in said - _said(recipe, said):
+    if TAKES_PROPOSALS in said - _said(recipe.name, said):
         return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
-    if row.neck in said - _said(recipe, said):
+    if row.neck in said - _said(recipe.name, said):
         return Training(missing=f"there is no recipe for {row.model} with {row.neck} yet")
-    backbone = _backbone(recipe, row)
+    backbone = _backbone(recipe, overlay, row, said - {_settings(row)})
     if backbone and backbone not in names("backbones"):
         return Training(missing=f"there is no backbone {row.backbone} yet")
     sched = _sched(recipe, row)
@@ -101,7 +105,7 @@ def training(row: Row) -> Training:
     words = ["detcli train", recipe.name, *(f"{flag} {value}" for flag, value in flags.items() if value)]
     if given:
         words += [f"--set data.{name}=path/to/{name}" for name in ("proposals", "val_proposals")]
-    left = said - _said(recipe, said)
+    left = said - _said(recipe.name, said) - _said(backbone, said - {_settings(row)})
     exact = all(OF_TRAINING.fullmatch(word) for word in left | _extra(recipe, row, said))
     return Training(" ".join(words), tuple(_differences(row, config, left)), config=config, exact=exact)
 
@@ -189,7 +193,7 @@ def _variants(row: Row) -> Iterator[str]:
     """Yield the words of the row's config that no typed field stands for, and those of its dataset and source."""
     text = PurePosixPath(row.config).stem if row.config else short_name(row) if weights_url(row) else ""
     known = {*_words(row.model), *_words(row.backbone), *_words(row.dataset), row.dataset.replace("_", "-")}
-    meanings = MEANINGS.get(row.model, {}) | MEANINGS.get(_dataset(row), {})
+    meanings = MEANINGS.get(row.model, {}) | MEANINGS.get(_dataset(row), {}) | MEANINGS.get(row.backbone, {})
     words = (
         word for word in _words(text) if word in meanings or not (word in known or WITHOUT_MEANING.fullmatch(word))
     )
@@ -202,16 +206,16 @@ def _variants(row: Row) -> Iterator[str]:
         yield settings
 
 
-def _said(recipe: Recipe, words: set[str]) -> set[str]:
-    """Return those of `words` that the recipe's name says."""
-    own = _words(recipe.name)
+def _said(name: str, words: set[str]) -> set[str]:
+    """Return those of `words` that the name of a recipe, an overlay or a backbone says."""
+    own = _words(name)
     return {word for word in words if any(word == said or word.startswith(f"{said}-") for said in own)}
 
 
 def _extra(recipe: Recipe, row: Row, said: set[str]) -> set[str]:
     """Return what the recipe's name says and the row, which is `said` to be something, does not."""
     own = {word for word in _words(recipe.name) if not WITHOUT_MEANING.fullmatch(word)} - set(_words(row.model))
-    covered = _said(recipe, said)
+    covered = _said(recipe.name, said)
     return {word for word in own if not any(word == given or given.startswith(f"{word}-") for given in covered)}
 
 
@@ -219,7 +223,7 @@ def _fit(recipe: Recipe, row: Row, said: set[str]) -> tuple[bool, int, bool, int
     """Return what makes a recipe the one for a row that is `said` to be something: says nothing else, most of it."""
     return (
         not _extra(recipe, row, said),
-        len(_said(recipe, said)),
+        len(_said(recipe.name, said)),
         _is_scheduled(recipe, row),
         -len(recipe.name),
     )
@@ -230,13 +234,17 @@ def _words(name: str) -> list[str]:
     return re.sub(r"(?<![a-z0-9])([rx])[_-](?=\d)", r"\1", name.lower()).split("_")
 
 
-def _backbone(recipe: Recipe, row: Row) -> str:
-    """Return the backbone that must be named for the row's, of its style; empty when it is the recipe's own."""
-    chosen = recipe.backbone or DEFAULT_BACKBONE
+def _backbone(recipe: Recipe, overlay: str, row: Row, said: set[str]) -> str:
+    """Return the backbone that must be named for the row's, of its style, or whose name says what the row is said to
+    be; empty when it is that of the recipe or of the overlay on it.
+    """
+    over = find_overlay(overlay).config.get("model", {}).get("backbone") if overlay else None
+    chosen = over or recipe.backbone or DEFAULT_BACKBONE
     own = chosen if isinstance(chosen, str) else chosen["name"]
     style = own.partition("_")[2]
     # All of Detectron's backbones have their own pixel mean, whatever their style.
     if style != row.source and (row.style == "caffe") != (style in ("caffe", "detectron")):
         style = CAFFE_STYLES.get(_settings(row), "caffe") if row.style == "caffe" else ""
     wanted = f"{row.backbone}_{style}" if style else row.backbone
+    wanted = next((name for word in sorted(said) if (name := f"{wanted}_{word}") in names("backbones")), wanted)
     return "" if wanted == own else wanted

@@ -39,6 +39,7 @@ DETECTRON2: dict[str, Any] = {
     "data": DETECTRON2_DATA,
 }
 DETECTRON2_ARGS = {**DETECTRON2_RPN, **NO_LOW_QUALITY}
+SYNCBN = {"norm": "syncbn"}
 DETECTRON2_ONE_MAP = {**DETECTRON2_ARGS, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
 
 DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
@@ -96,6 +97,14 @@ plugin = Plugin(
             backbone="r50_caffe",
             args=DETECTRON2_ARGS,
             summary="as Detectron2 trains it",
+            **DETECTRON2,
+        ),
+        Recipe(
+            "mask_rcnn_syncbn_detectron2",
+            backbone={"name": "r50_caffe", **SYNCBN, "norm_eval": False, "norm_trained": True},
+            neck={"name": "fpn", **SYNCBN},
+            args={**DETECTRON2_ARGS, **SYNCBN, "box_convs": 4, "box_fcs": 1},
+            summary="as Detectron2 trains it with synchronised batch norms in all parts",
             **DETECTRON2,
         ),
         Recipe(

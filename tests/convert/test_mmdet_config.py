@@ -182,7 +182,16 @@ def places(tree, path=()):
             yield from places(value, (*path, key))
 
 
-@pytest.mark.parametrize("name", ["atss/atss_r50_fpn_1x_coco", *ARTICLES.values(), "rpn/rpn_r50_fpn_1x_coco"])
+OTHER_ARTICLES = [
+    "atss/atss_r50_fpn_1x_coco",
+    "rpn/rpn_r50_fpn_1x_coco",
+    "groie/faster_rcnn_r50_fpn_groie_1x_coco",
+    "gn+ws/mask_rcnn_r50_fpn_gn_ws-all_2x_coco",
+    "pafpn/faster_rcnn_r50_pafpn_1x_coco",
+]
+
+
+@pytest.mark.parametrize("name", [*OTHER_ARTICLES, *ARTICLES.values()])
 def test_no_argument_is_passed_over_in_silence(name):
     config = config_of(name)
     for path in places(config["model"]):
@@ -551,7 +560,7 @@ device_ids = range(4)
 UNSUPPORTED = [
     ("backbone", {"type": "RegNet", "arch": "regnetx_3.2gf"}, "a backbone of type 'RegNet', which is not supported"),
     ("backbone", {"type": "HRNet", "extra": {}}, "a backbone of type 'HRNet'"),
-    ("backbone", {"type": "Res2Net", "scales": 4}, "a backbone of type 'Res2Net'"),
+    ("backbone", {"type": "Res2Net", "depth": 50, "avg_down": False}, "model.backbone.avg_down to False"),
     ("backbone.dcn", {"type": "DCN", "deform_groups": 1}, "model.backbone.dcn"),
     ("backbone.plugins", [{"cfg": {"type": "ContextBlock"}}], "model.backbone.plugins"),
     ("backbone.conv_cfg", {"type": "ConvWS"}, "model.backbone.conv_cfg"),
@@ -563,7 +572,8 @@ UNSUPPORTED = [
     ("neck.num_outs", 10**9, "model.neck.num_outs to 1000000000, which is not a number from 1 to 16"),
     ("backbone.depth", "50", "model.backbone.depth to '50', which is not a whole number"),
     ("backbone.norm_cfg.type", "IN", "model.backbone.norm_cfg.type to 'IN'"),
-    ("neck", {"type": "PAFPN"}, "a neck of type 'PAFPN'"),
+    ("neck", {"type": "BFP"}, "a neck of type 'BFP'"),
+    ("neck.conv_cfg", {"type": "ConvWS"}, "model.neck.conv_cfg"),
     ("neck", [{"type": "FPN"}, {"type": "BFP"}], "as model.neck, where settings should be"),
     ("neck.end_level", 2, "model.neck.end_level"),
     ("neck.upsample_cfg", {"mode": "bicubic"}, "model.neck.upsample_cfg.mode"),
@@ -578,9 +588,10 @@ UNSUPPORTED = [
     ("rpn_head.loss_cls.class_weight", [1.0], "model.rpn_head.loss_cls.class_weight"),
     ("roi_head.type", "CascadeRoIHead", "a head of type 'CascadeRoIHead'"),
     ("roi_head.shared_head", {"type": "ResLayer"}, "model.roi_head.shared_head"),
-    ("roi_head.bbox_head.type", "Shared4Conv1FCBBoxHead", "model.roi_head.bbox_head.type"),
+    ("roi_head.bbox_head.type", "ConvFCBBoxHead", "model.roi_head.bbox_head.type"),
+    ("roi_head.mask_head.conv_cfg", {"type": "ConvWS"}, "model.roi_head.mask_head.conv_cfg"),
     ("roi_head.bbox_head.reg_class_agnostic", True, "model.roi_head.bbox_head.reg_class_agnostic"),
-    ("roi_head.bbox_roi_extractor.type", "GenericRoIExtractor", "model.roi_head.bbox_roi_extractor.type"),
+    ("roi_head.bbox_roi_extractor.type", "SumGenericRoiExtractor", "a RoI extractor of type 'SumGenericRoiExtractor'"),
     (
         "roi_head.bbox_roi_extractor.roi_layer.type",
         "DeformRoIPoolPack",

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from detcli.nn.blocks import ConvNorm, Scale, SyncBatchNorm, logit, make_norm, normal_init, xavier_init
+from detcli.nn.blocks import (
+    ConvNorm,
+    Scale,
+    StandardizedConv2d,
+    SyncBatchNorm,
+    logit,
+    make_conv,
+    make_norm,
+    normal_init,
+    xavier_init,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,6 +22,7 @@ from detcli.nn.blocks import ConvNorm, Scale, SyncBatchNorm, logit, make_norm, n
     [
         ("none", ["conv.weight", "conv.bias"]),
         ("gn", ["conv.weight", "gn.weight", "gn.bias"]),
+        ("gn_ws", ["conv.weight", "gn.weight", "gn.bias"]),
         (
             "bn",
             [
@@ -85,3 +96,17 @@ def test_initial_weights():
     xavier_init(module)
     assert module[1].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
     assert module[1].bias.abs().max() == 0
+
+
+def test_standardised_weights():
+    conv = make_conv(6, 4, 3, groups=2, stride=2, norm="gn_ws")
+    plain = make_conv(6, 4, 3, groups=2, stride=2)
+    assert (type(conv), type(plain)) == (StandardizedConv2d, nn.Conv2d)
+    nn.init.normal_(conv.weight, mean=3.0, std=5.0)
+    x = torch.randn(2, 6, 8, 10)
+    for ours, weights in zip(plain.weight.data, conv.weight.data, strict=True):
+        ours.copy_((weights - weights.mean()) / (weights.std() + 1e-5))
+    torch.testing.assert_close(conv(x), plain(x))
+    with torch.no_grad():
+        conv.weight.mul_(7).add_(2)
+    torch.testing.assert_close(conv(x), plain(x), rtol=1e-4, atol=1e-4)

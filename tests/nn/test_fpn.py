@@ -87,5 +87,5 @@ def test_initial_weights_are_xavier_uniform():
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(UsageError, match="num_outs of neck 'fpn' is 3, but its inputs are 4"):
+    with pytest.raises(UsageError, match="num_outs of the neck is 3, but its inputs are 4"):
         make(num_outs=3)

@@ -1,5 +1,5 @@
-"""A distribution of somebody else's: written by `detcli new plugin`, installed into its own environment, and
-used.
+"""Distributions of somebody else's, installed into an environment of their own, and used: a model, written by
+`detcli new plugin`, and a paper that brings nothing but a backbone.
 """
 
 import json
@@ -29,10 +29,14 @@ def environment(tmp_path_factory, run_detcli):
     lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
     with open(os.path.join(packages, "outer.pth"), "w", encoding="utf-8") as file:
         file.write("\n".join(lines))
-    install = ["install", "--no-deps", "--no-build-isolation", "--no-index", folder / NAME]
-    done = subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    install(python, folder / NAME)
     return python
+
+
+def install(python, distribution):
+    arguments = ["install", "--no-deps", "--no-build-isolation", "--no-index", distribution]
+    done = subprocess.run([sys.executable, "-m", "pip", "--python", python, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_is_there_for_who_installed_it_and_for_nobody_else(environment, run_detcli):
@@ -67,3 +71,89 @@ def test_its_model_trains_and_is_measured_from_the_command_line(environment, run
     without = run_detcli("eval", tmp_path / "run", "--data", "shapes")
     assert without.returncode != 0
     assert without.stderr.startswith(f"error: model: unknown model '{NAME}'")
+
+
+BACKBONE = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "narrow-net"
+version = "1.0"
+
+[project.entry-points."detcli.plugins"]
+narrow_net = "narrow_net:plugin"
+
+[tool.setuptools.package-data]
+narrow_net = ["README.md"]
+""",
+    "narrow_net/__init__.py": """
+from detcli.plugin import Part, Plugin
+
+plugin = Plugin(name="narrow_net", arxiv="2001.00001", backbones={"narrow18": Part(".model:narrow", {"depth": 18})})
+""",
+    "narrow_net/model.py": """
+from detcli.nn.blocks import make_conv
+from detcli.nn.resnet import ResidualBlock, ResNet, residual_stages
+
+
+def narrow(*, depth: int = 18, norm_eval: bool = True, norm_trained: bool = True, frozen_stages: int = 1) -> ResNet:
+    strides = (1, 2, 2, 2)
+    return ResNet(
+        residual_stages(depth, Bottle, num_stages=4, strides=strides, dilations=(1, 1, 1, 1)),
+        "bn",
+        out_stages=(1, 2, 3, 4),
+        strides=strides,
+        frozen_stages=frozen_stages,
+        norm_eval=norm_eval,
+        norm_trained=norm_trained,
+        norm_eps=1e-5,
+    )
+
+
+class Bottle(ResidualBlock):
+    def __init__(self, place):
+        first = make_conv(place.in_channels, 16, 1)
+        super().__init__({1: first, 2: make_conv(16, place.channels, 3, stride=place.stride)}, place.stride, "bn")
+
+    def residual(self, x):
+        return super().residual(x).tanh()
+""",
+    "narrow_net/README.md": "arXiv 2001.00001",
+}
+
+
+@pytest.fixture(scope="module")
+def narrow_net(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("narrow_net")
+    for name, text in BACKBONE.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    install(environment, folder)
+    return environment
+
+
+def test_a_paper_with_nothing_but_a_backbone_is_a_plugin(narrow_net):
+    check = "from detcli.testing import check_plugin; check_plugin('narrow_net')"
+    done = subprocess.run([narrow_net, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_backbone_trains_in_every_model(narrow_net, run_detcli, tmp_path):
+    for model in ("atss", "mask_rcnn"):
+        shown = run_detcli("config", model, "--backbone", "narrow18", "--weights", "none", "--json", python=narrow_net)
+        backbone = json.loads(shown.stdout)["model"]["backbone"]
+        assert backbone == {
+            "name": "narrow18",
+            "depth": 18,
+            "norm_eval": False,
+            "norm_trained": True,
+            "frozen_stages": 0,
+        }
+    small = ["--data", "shapes", "--set", "data.args={train_images=4, val_images=2}", "--workers", "0"]
+    run = ["--backbone", "narrow18", "--sched", "demo", "--iters", "1", "--batch", "2", "--out", tmp_path / "run"]
+    trained = run_detcli("train", "faster_rcnn", *small, *run, python=narrow_net)
+    assert trained.returncode == 0, trained.stderr
+    assert "box_AP" in json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -101,6 +101,16 @@ def config_of(case):
     return load({"recipe": found["model"]["name"], **found})
 
 
+def same_model(one, other):
+    """Return whether the models of two configs are alike, whatever weights their backbones start from."""
+    return _without_name(one.model) == _without_name(other.model)
+
+
+def _without_name(model):
+    backbone = {key: value for key, value in model["backbone"].items() if key != "name"}
+    return {**model, "backbone": backbone}
+
+
 def _loaded(config, num_classes, weights):
     model = build_model(config, num_classes)
     load_weights(model, weights, "the converted checkpoint")

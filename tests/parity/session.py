@@ -51,8 +51,13 @@ def result(name, folder, results):
             if case["alias"] is None:
                 found = comparison.compare(case, Path(temporary))
             else:
-                found.config = digest(comparison.config_of(case))
-                found.wrong = alias_failures(found.config, case["alias"], results.get(case["alias"]))
+                config, other = comparison.config_of(case), results.get(case["alias"])
+                found.config = digest(config)
+                passed = other is not None and other["passes"]
+                same = passed and comparison.same_model(
+                    config, comparison.config_of(reference.load(case["alias"], folder))
+                )
+                found.wrong = alias_failures(same, case["alias"], other)
         except Exception as error:  # what breaks in one case must not keep the others from being listed
             kind = "" if isinstance(error, DetcliError) else f"{type(error).__name__}: "
             found.wrong.append(kind + str(error).replace(f"{temporary}/", "").replace("\n", " "))
@@ -65,13 +70,13 @@ def result(name, folder, results):
     }
 
 
-def alias_failures(config, alias, other):
-    """Return why a case with the model `config` hasn't the numbers of the case `alias`, of which came `other`."""
+def alias_failures(same_model, alias, other):
+    """Return why a case hasn't the numbers of the case `alias`, of which came `other`."""
     if other is None:
         return [f"it has the numbers of {alias}, which was not run"]
     if not other["passes"]:
         return [f"it has the numbers of {alias}, which fails"]
-    return [] if config == other["config"] else [f"it has the numbers of {alias}, and another model here"]
+    return [] if same_model else [f"it has the numbers of {alias}, and another model here"]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "masks.py": {"paste_regions", "resize_masks", "resize_regions"},
     "matching.py": {"ObjectSet", "object_set", "to_pixels"},
     "postprocess.py": {"batched_soft_nms", "select_top"},
-    "roi_extractor.py": {"SingleLevelExtractor"},
+    "roi_extractor.py": {"SingleLevelExtractor", "align"},
 }
 """What those are made of, and what no table has an entry for."""
 

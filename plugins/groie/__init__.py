@@ -1,0 +1,38 @@
+"""The features of a region from all levels of the pyramid."""
+
+from detcli.plugin import Part, Plugin, Recipe
+
+BOXES = {"name": "groie", "output_size": 7}
+MASKS = {"name": "groie", "output_size": 14}
+
+# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
+DEMO = {
+    "demo": {
+        "sched": {"length": 500},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+    }
+}
+
+plugin = Plugin(
+    name="groie",
+    title="A novel Region of Interest Extraction Layer for Instance Segmentation",
+    arxiv="2004.13665",
+    roi_extractors={"groie": Part(".model:groie", summary="each RoI from all levels, through attention")},
+    converters={"mmdet/GenericRoIExtractor": ".convert:mmdet_groie"},
+    recipes=[
+        Recipe(
+            "faster_rcnn_groie",
+            model="faster_rcnn",
+            args={"roi_extractor": BOXES},
+            under=DEMO,
+            summary="boxes from all levels of the pyramid",
+        ),
+        Recipe(
+            "mask_rcnn_groie",
+            model="mask_rcnn",
+            args={"roi_extractor": BOXES, "mask_roi_extractor": MASKS},
+            under=DEMO,
+            summary="boxes and masks from all levels of the pyramid",
+        ),
+    ],
+)
