@@ -55,9 +55,10 @@ class DataConfig(Section):
     MMDetection and Detectron do, leaves pictures that become smaller as sharp as they were; pillow, as Detectron2 does,
     smooths them. `before_resize` and `transforms` are parts of the slot of transforms, the first of whole pictures
     before they are resized, the second of what the network gets, after everything else. Objects with a side of
-    `min_side` pixels or less are not trained on, nor pictures without others. With a `repeat_threshold`, pictures with
-    a class that is in a smaller share of all are shown more than once in an epoch (see `detcli.data.sampling`): a
-    number of times that is rounded up, or drawn anew each epoch.
+    `min_side` pixels or less are not trained on, nor pictures without others. `semantic` is a folder of PNG files with
+    the label of each pixel of the training pictures, in place of segments (see `detcli.data.semantic`). With a
+    `repeat_threshold`, pictures with a class that is in a smaller share of all are shown more than once in an epoch
+    (see `detcli.data.sampling`): a number of times that is rounded up, or drawn anew each epoch.
     """
 
     source: str = ""
@@ -67,6 +68,7 @@ class DataConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     proposals: str = ""
     val_proposals: str = ""
+    semantic: str = ""
     resize: list[tuple[int, int]] = Field(default_factory=lambda: [(1333, 800)])
     resize_mode: Literal["value", "range"] = "value"
     resize_with: Literal["opencv", "pillow"] = "opencv"

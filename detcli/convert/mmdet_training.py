@@ -182,6 +182,10 @@ def train_data(dataset: Dataset, keep_ratio: bool = True) -> dict[str, Any]:
             result |= _resize_or_crop(step)
         elif step.kind == "PhotoMetricDistortion":
             parts["transforms" if "resize" in result else "before_resize"].append(_photometric(step))
+        elif step.kind == "SegRescale":  # here models take labels of all pixels, and read every eighth themselves
+            step.expect("scale_factor", 1 / 8)
+            step.ignore("backend")
+            step.check()
         elif step.kind in WHOLE_PICTURES and "resize" not in result:
             parts["before_resize"].append(WHOLE_PICTURES[step.kind](step, dataset))
         else:

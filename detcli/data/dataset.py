@@ -26,6 +26,7 @@ from detcli.data.images import Pixels
 from detcli.data.panoptic import encode_ids, segments_info
 from detcli.data.proposals import Proposals
 from detcli.data.sampling import repeat_factors
+from detcli.data.semantic import SemanticMaps
 from detcli.data.sources import (
     match_classes,
     open_source,
@@ -88,6 +89,7 @@ class DetectionDataset(Dataset[Sample]):
         indices: NDArray[np.int64],
         masks: bool = False,
         semantic: bool = False,
+        maps: SemanticMaps | None = None,
         proposals: Proposals | None = None,
         min_side: float = 0.0,
         bad: Literal["raise", "replace", "blank"] = "raise",
@@ -95,7 +97,8 @@ class DetectionDataset(Dataset[Sample]):
         """Serve the pictures `indices` of `source`.
 
         `labels` [categories] is the label of each of the source's categories, -1 for those that are left out.
-        Objects with a side of `min_side` pixels or less are left out of targets, too.
+        Objects with a side of `min_side` pixels or less are left out of targets, too. With `maps`, pixels' labels are
+        theirs.
         `bad`: a picture that can't be read raises, is replaced by the next one, or is blank (black).
         """
         self.source = source
@@ -105,6 +108,7 @@ class DetectionDataset(Dataset[Sample]):
         self._transforms = transforms
         self._masks = masks
         self._semantic = semantic
+        self._maps = maps
         self._proposals = proposals
         self._min_side = min_side
         self._bad = bad
@@ -295,8 +299,11 @@ class DetectionDataset(Dataset[Sample]):
         if self._masks:
             segmentations = [annotations.segmentations[row] for row in np.flatnonzero(kept)]
             record["masks"] = tv_tensors.Mask(torch.from_numpy(bitmaps(segmentations, annotations.size)))
-        if self._semantic and annotations.semantic is not None:
-            record["semantic"] = tv_tensors.Mask(torch.from_numpy(annotations.semantic))
+        semantic = annotations.semantic
+        if self._maps is not None:
+            semantic = self._maps.read(self.source.file_name(int(self.indices[index])), annotations.size)
+        if self._semantic and semantic is not None:
+            record["semantic"] = tv_tensors.Mask(torch.from_numpy(semantic))
         most = max((len(category.keypoints) for category in self.source.categories), default=0)
         if most:
             points = torch.zeros(int(kept.sum()), most, 3)
@@ -333,7 +340,8 @@ def open_dataset(
     be.
     """
     training = split == "train" and augment
-    source = open_source(config, split, segmentations=masks or split == "val", panoptic=semantic, keypoints=keypoints)
+    panoptic = semantic and not config.semantic
+    source = open_source(config, split, segmentations=masks or split == "val", panoptic=panoptic, keypoints=keypoints)
     if not source.filled.any():
         raise DetcliError(
             f"{source.name} has no annotations to {'train' if training else 'evaluate'} on: "
@@ -343,10 +351,10 @@ def open_dataset(
         require_masks(source)
     if training and keypoints:
         require_keypoints(source)
-    if training and semantic:
+    if training and panoptic:
         require_segments(source)
     data_classes, labels = match_classes(source, classes)
-    if not semantic:
+    if not panoptic:
         data_classes = replace(data_classes, stuff=(), stuff_ids=())
     if not keypoints:
         data_classes = replace(data_classes, keypoints=())
@@ -374,6 +382,7 @@ def open_dataset(
         indices=indices,
         masks=masks,
         semantic=semantic,
+        maps=SemanticMaps(config.semantic, source, indices) if training and semantic and config.semantic else None,
         proposals=proposals,
         min_side=config.min_side if training else 0.0,
         bad=("replace" if training else "blank") if config.skip_bad_images else "raise",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -44,24 +44,36 @@ def segments_info(segments: Segments) -> list[dict[str, Any]]:
 def decode_ids(data: bytes, size: tuple[int, int], name: object) -> NDArray[np.int32]:
     """Return the ids [H,W] in a PNG file that must have `size` (height, width).
 
-    Raises `DetcliError` that calls the file `name` when it is no whole PNG of 8-bit colours, or of another size, which
-    is looked at before anything is decoded.
+    Raises `DetcliError` as `decode_png` does.
+    """
+    colours = decode_png(data, size, name, "colours")
+    blue, green, red = (colours[..., channel].astype(np.int32) for channel in range(3))
+    return np.asarray(red + 256 * green + 65536 * blue, np.int32)
+
+
+def decode_png(data: bytes, size: tuple[int, int], name: object, kind: Literal["colours", "grey"]) -> Pixels:
+    """Return the pixels of a PNG file that must have `size` (height, width): [H,W,3] BGR of colours, [H,W] of grey.
+
+    Raises `DetcliError` that calls the file `name` when it is no whole PNG of that kind with 8 bits, or of another
+    size, which is looked at before anything is decoded.
     """
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or b"IEND" not in data[-16:]:
         raise DetcliError(f"{name} is no whole PNG file. Restore it.")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     if (height, width) != size:
-        raise DetcliError(f"{name} is {width}x{height} pixels, but its picture {size[1]}x{size[0]}: ids don't fit it.")
-    if data[24:26] != b"\x08\x02":
+        raise DetcliError(f"{name} is {width}x{height} pixels, but its picture {size[1]}x{size[0]}: it doesn't fit.")
+    if kind == "colours" and data[24:26] != b"\x08\x02":
         raise DetcliError(f"{name} is a PNG, but not of red, green and blue with 8 bits each, which ids are made of.")
+    if kind == "grey" and data[24:26] != b"\x08\x00":
+        raise DetcliError(f"{name} is a PNG, but not of grey with 8 bits, which labels are.")
+    flags = cv2.IMREAD_COLOR if kind == "colours" else cv2.IMREAD_GRAYSCALE
     try:
-        colours = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
-        colours = None
-    if colours is None:
+        pixels = None
+    if pixels is None:
         raise DetcliError(f"{name} is a PNG file that can't be decoded. Restore it.")
-    blue, green, red = (colours[..., channel].astype(np.int32) for channel in range(3))
-    return np.asarray(red + 256 * green + 65536 * blue, np.int32)
+    return np.asarray(pixels, np.uint8)
 
 
 def write_panoptic(panoptic: dict[str, Any], path: Path) -> None:

@@ -162,7 +162,8 @@ def require_segments(source: Source) -> None:
     """Raise `DetcliError` when pictures are not cut into segments of things and stuff."""
     if not isinstance(source, PanopticData):
         raise DetcliError(
-            f"{source.name} has no segments of stuff: there is no panoptic_*.json beside it. Train mask_rcnn."
+            f"{source.name} has no segments of stuff: there is no panoptic_*.json beside it, and `--set "
+            "data.semantic=FOLDER` names no labels. Train mask_rcnn."
         )
 
 

@@ -15,7 +15,6 @@ from detcli.nn.blocks import Norm
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.detector import Trunk
 from detcli.nn.postprocess import multiclass_nms
-from detcli.nn.roi_extractor import SingleLevelExtractor
 from detcli.nn.roi_head import BBoxHead, MaskHead, RoISample, mask_losses, sample_rois, to_rois
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
@@ -120,7 +119,7 @@ class CascadeRoIHead(nn.Module):
 
     def __init__(
         self,
-        bbox_roi_extractor: SingleLevelExtractor,
+        bbox_roi_extractor: nn.Module,
         stages: Sequence[CascadeStage],
         *,
         resample: bool,
@@ -129,7 +128,7 @@ class CascadeRoIHead(nn.Module):
         score_threshold: float,
         nms_threshold: float,
         max_per_image: int,
-        mask_roi_extractor: SingleLevelExtractor | None = None,
+        mask_roi_extractor: nn.Module | None = None,
         mask_heads: Sequence[MaskHead] = (),
     ) -> None:
         super().__init__()
@@ -243,7 +242,7 @@ class CascadeRoIHead(nn.Module):
         return found
 
 
-def pool(extractor: SingleLevelExtractor, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+def pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
     """Return the features [R,C,S,S] of the boxes [P,4] of each image."""
     rois: Tensor = extractor(features, to_rois(boxes))
     return rois

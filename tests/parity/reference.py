@@ -129,6 +129,9 @@ def batch(case, normalizer):
     if case["origin"] == "mmdet":
         proposals = torch.from_numpy(rule.make_proposals(height, width))[:, :4]
         target = Target(boxes, labels, masks, proposals=proposals)
+        if stuff := case["model"].get("roi_head", {}).get("semantic_head"):
+            coarse = torch.from_numpy(rule.make_semantic(height, width, stuff["num_classes"]))  # every eighth pixel
+            target.semantic = coarse.repeat_interleave(8, -2).repeat_interleave(8, -1).view(height, width)
         return Batch(torch.from_numpy(rule.make_input(height, width, seed)), sizes, [target])
     proposals, _ = rule.make_proposals_detectron2(height, width)
     target = Target(boxes, labels, masks, proposals=torch.from_numpy(proposals))

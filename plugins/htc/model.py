@@ -1,0 +1,334 @@
+"""Hybrid Task Cascade: stages of boxes and masks in turn, and features of classes of pixels for both.
+
+Chen, Pang, Wang, Xiong, Li, Sun, Feng, Liu, Shi, Ouyang, Loy, Lin: Hybrid Task Cascade for Instance Segmentation,
+arXiv 1901.07518.
+
+Deviations from the paper, as in MMDetection: those of Cascade R-CNN; the loss of pixels' classes has a weight of 0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detcli.errors import DetcliError, UsageError
+from detcli.nn.blocks import ConvNorm, Norm
+from detcli.nn.cascade_roi_head import CascadeRoIHead, CascadeStage, Refined, cascade_stages
+from detcli.nn.detector import TwoStageDetector, trunk
+from detcli.nn.roi_head import MaskHead, RoISample
+from detcli.nn.rpn_head import ProposalLimits, rpn_head
+from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.registry import build
+from detcli.structures import UNLABELLED, Batch, Detections
+
+
+def htc(
+    *,
+    num_classes: int,
+    num_semantic_classes: int = 183,
+    backbone: Backbone = "r50",
+    neck: Neck = "fpn",
+    anchor_scales: tuple[float, ...] = (8.0,),
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    anchor_border: int | None = 0,
+    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
+    feat_channels: int | None = None,
+    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
+    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
+    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
+    rpn_loss_bbox: Loss = {"name": "smooth_l1", "beta": 0.1111111111111111},
+    train_nms_pre: int = 2000,
+    train_proposals: int = 2000,
+    test_nms_pre: int = 1000,
+    test_proposals: int = 1000,
+    proposal_nms_threshold: float = 0.7,
+    roi_extractor: RoIExtractor = "roi_align",
+    box_convs: int = 0,
+    box_fcs: int = 2,
+    fc_channels: int = 1024,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
+    stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7),
+    stage_stds: tuple[tuple[float, float, float, float], ...] = (
+        (0.1, 0.1, 0.2, 0.2),
+        (0.05, 0.05, 0.1, 0.1),
+        (0.033, 0.033, 0.067, 0.067),
+    ),
+    stage_weights: tuple[float, ...] = (1.0, 0.5, 0.25),
+    match_low_quality: bool = True,
+    sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
+    loss_cls: Loss = "cross_entropy",
+    loss_bbox: Loss = "smooth_l1",
+    mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
+    mask_convs: int = 4,
+    semantic: bool = True,
+    semantic_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
+    semantic_level: int = 1,
+    semantic_convs: int = 4,
+    semantic_loss_weight: float = 0.2,
+    coder_style: Literal["exact", "v1"] = "exact",
+    score_threshold: float = 0.001,
+    nms_threshold: float = 0.5,
+    max_per_image: int = 100,
+) -> TwoStageDetector:
+    """Return the detector; the convolutions of RPN and masks are `feat_channels` wide (None: as the features).
+
+    `num_semantic_classes` is the number of labels that pixels can have; without `semantic`, pixels need none and have
+    no branch. That branch works at the pyramid's level `semantic_level`. For the rest see Cascade R-CNN, whose
+    arguments they are.
+
+    Raises `UsageError` when the stages' arguments are not as many, or the pyramid lacks the level.
+    """
+    body = trunk(backbone, neck)
+    first_stage = rpn_head(
+        in_channels=body.channels,
+        strides=body.strides,
+        channels=feat_channels,
+        anchor_scales=anchor_scales,
+        anchor_ratios=anchor_ratios,
+        anchor_border=anchor_border,
+        anchor_order="ratio",
+        anchor_style=anchor_style,
+        assigner=rpn_assigner,
+        sampler=rpn_sampler,
+        loss_cls=rpn_loss_cls,
+        loss_bbox=rpn_loss_bbox,
+        divisor="sampled",
+        train_padding=False,
+        coder_style=coder_style,
+        clamp_below=True,
+        train_limits=ProposalLimits(train_nms_pre, train_proposals),
+        test_limits=ProposalLimits(test_nms_pre, test_proposals),
+        nms_threshold=proposal_nms_threshold,
+    )
+    box_features, mask_features = body.roi_extractor(roi_extractor), body.roi_extractor(mask_roi_extractor)
+    stages = cascade_stages(
+        trunk=body,
+        num_classes=num_classes,
+        roi_size=box_features.output_size,
+        box_convs=box_convs,
+        box_fcs=box_fcs,
+        fc_channels=fc_channels,
+        norm=norm,
+        ious=stage_ious,
+        stds=stage_stds,
+        loss_weights=stage_weights,
+        num_masks=len(stage_ious),
+        match_low_quality=match_low_quality,
+        sampler=sampler,
+        resample=True,
+        loss_cls=loss_cls,
+        loss_bbox=loss_bbox,
+        coder_style=coder_style,
+        clamp_below=True,
+    )
+    semantic_head = None
+    if semantic:
+        if not 0 <= semantic_level < len(body.strides):
+            raise UsageError(
+                f"the pyramid has no level {semantic_level} (semantic_level): give 0 to {len(body.strides) - 1}."
+            )
+        stride = body.strides[semantic_level]
+        semantic_head = FusedSemanticHead(
+            body.channels,
+            len(body.strides),
+            num_semantic_classes,
+            level=semantic_level,
+            stride=stride,
+            num_convs=semantic_convs,
+            loss_weight=semantic_loss_weight,
+        )
+        pixels = build("roi_extractors", semantic_roi_extractor, in_channels=body.channels, strides=(stride,))
+        box_features, mask_features = FusedExtractor(box_features, pixels), FusedExtractor(mask_features, pixels)
+    masks = [
+        HybridMaskHead(
+            body.channels,
+            num_classes,
+            channels=feat_channels or body.channels,
+            num_convs=mask_convs,
+            norm=norm,
+            takes_previous=number > 0,
+        )
+        for number in range(len(stages))
+    ]
+    later_stages = HybridRoIHead(
+        box_features,
+        mask_features,
+        stages,
+        masks,
+        semantic_head,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        max_per_image=max_per_image,
+    )
+    return HybridTaskCascade(body.backbone, body.neck, first_stage, later_stages, ("box", "mask"))
+
+
+class HybridTaskCascade(TwoStageDetector):
+    """A cascade that is trained on the pixels' classes, too."""
+
+    @property
+    def needs(self) -> set[str]:
+        """Return what it is trained on beside boxes."""
+        return {"masks"} | ({"semantic"} if self.roi_head.semantic_head is not None else set())
+
+
+class HybridRoIHead(CascadeRoIHead):
+    """A cascade whose masks are trained on the boxes that their own stage has refined, each stage after the other.
+
+    With a `semantic_head`, its features are added to those of RoIs, by the extractors (`FusedExtractor`).
+    """
+
+    def __init__(
+        self,
+        bbox_roi_extractor: nn.Module,
+        mask_roi_extractor: nn.Module,
+        stages: Sequence[CascadeStage],
+        mask_heads: Sequence[HybridMaskHead],
+        semantic_head: FusedSemanticHead | None,
+        *,
+        score_threshold: float,
+        nms_threshold: float,
+        max_per_image: int,
+    ) -> None:
+        super().__init__(
+            bbox_roi_extractor,
+            stages,
+            resample=True,
+            score_average="logits",
+            roi_gradient=1.0,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_per_image=max_per_image,
+            mask_roi_extractor=mask_roi_extractor,
+            mask_heads=mask_heads,
+        )
+        self.semantic_head = semantic_head
+
+    def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of each stage, as s0.loss_cls, and of the pixels' classes; proposals are [P,4] an image."""
+        if self.semantic_head is None:
+            return super().losses(features, proposals, batch)
+        assert batch.targets is not None
+        logits, hidden = self.semantic_head(features)
+        labels = [target.semantic for target in batch.targets if target.semantic is not None]
+        if len(labels) < len(batch):
+            raise DetcliError(
+                "this model learns classes of pixels, and the data have none. Train it with `--set model.semantic=false`."
+            )
+        losses: dict[str, Tensor] = self.semantic_head.losses(logits, torch.stack(labels))
+        return losses | super().losses((*features, hidden), proposals, batch)
+
+    def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+        """Return the detections of each image with their mask crops."""
+        if self.semantic_head is not None:
+            features = (*features, self.semantic_head(features)[1])
+        return super().detect(features, proposals, batch)
+
+    def mask_samples(self, number: int, samples: list[RoISample], boxes: Refined, batch: Batch) -> list[RoISample]:
+        """Return RoIs that are drawn from the boxes that the stage has refined (section 3.1, interleaved execution)."""
+        return self.sample(number, boxes, batch)
+
+    def mask_logits(self, rois: Tensor, labels: Tensor, stages: range) -> list[Tensor]:
+        """Return what the mask heads of `stages` say, each with what the one before saw (mask information flow)."""
+        found: list[Tensor] = []
+        hidden: Tensor | None = None
+        for number in range(stages.stop):
+            hidden = self.mask_head[number].hidden(rois, hidden)
+            if number in stages:
+                found.append(self.mask_head[number].logits(hidden, labels))
+        return found
+
+
+class HybridMaskHead(MaskHead):
+    """The mask head of a stage, which, but for the first, takes what the one before saw (`takes_previous`)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int,
+        num_convs: int,
+        norm: Norm | Literal["none"],
+        takes_previous: bool,
+    ) -> None:
+        super().__init__(in_channels, num_classes, channels=channels, num_convs=num_convs, norm=norm)
+        self.conv_res = ConvNorm(channels, in_channels, 1, norm=norm) if takes_previous else None
+
+    def hidden(self, rois: Tensor, previous: Tensor | None) -> Tensor:
+        """Return what the convolutions make of rois [R,C,S,S] and the `previous` stage's [R,channels,S,S] or None."""
+        if previous is not None and self.conv_res is not None:
+            rois = rois + self.conv_res(previous)
+        for conv in self.convs:
+            rois = conv(rois)
+        return rois
+
+
+class FusedSemanticHead(nn.Module):
+    """Classes of pixels, and features for RoIs, from all levels of a pyramid brought to one (figure 4).
+
+    That `level` has `stride`; the loss is times `loss_weight`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_levels: int,
+        num_classes: int,
+        *,
+        level: int,
+        stride: int,
+        num_convs: int,
+        loss_weight: float,
+    ) -> None:
+        super().__init__()
+        self.lateral_convs = nn.ModuleList(ConvNorm(channels, channels, 1) for _ in range(num_levels))
+        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in range(num_convs))
+        self.conv_embedding = ConvNorm(channels, channels, 1)
+        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
+        nn.init.kaiming_normal_(self.conv_logits.weight, mode="fan_out", nonlinearity="relu")
+        assert self.conv_logits.bias is not None
+        nn.init.zeros_(self.conv_logits.bias)
+        self.level = level
+        self.stride = stride
+        self.loss_weight = loss_weight
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits [N,classes,H,W] and features [N,C,H,W] at the level, of the maps of all levels."""
+        size = features[self.level].shape[-2:]
+        hidden = self.lateral_convs[self.level](features[self.level])
+        for level, feature in enumerate(features):
+            if level != self.level:
+                resized = functional.interpolate(feature, size, mode="bilinear", align_corners=True)
+                hidden = hidden + self.lateral_convs[level](resized)
+        for conv in self.convs:
+            hidden = conv(hidden)
+        return self.conv_logits(hidden), self.conv_embedding(hidden)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return loss_semantic_seg: the cross-entropy of logits for labels [N,H*stride,W*stride].
+
+        Every `stride`-th pixel counts; those that are `UNLABELLED` have no loss and still count in the mean.
+        """
+        chosen = labels[:, :: self.stride, :: self.stride].long()
+        pixels = functional.cross_entropy(logits.float(), chosen, ignore_index=UNLABELLED, reduction="none")
+        return {"loss_semantic_seg": pixels.mean() * self.loss_weight}
+
+
+class FusedExtractor(nn.Module):
+    """The features of RoIs on the pyramid's levels, and those on a last map added to them."""
+
+    def __init__(self, levels: nn.Module, pixels: nn.Module) -> None:
+        super().__init__()
+        self.levels = levels
+        self.pixels = pixels
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Return [R,C,S,S] of rois [R,5]; features are the pyramid's, and last the map that `pixels` takes."""
+        found: Tensor = self.levels(features[:-1], rois)
+        added: Tensor = self.pixels(features[-1:], rois)
+        return found + functional.adaptive_avg_pool2d(added, (found.shape[-2], found.shape[-1]))
