@@ -190,7 +190,7 @@ class YOLACT(Detector):
         total, count = prototypes.new_zeros(()), prototypes.new_zeros(())
         images = zip(prototypes.float(), coefficients.float(), targets.gt_index, objects(batch), strict=True)
         for (maps, factors, gt_index, target), seed in zip(images, batch.each_seed(), strict=True):
-            sample = self.mask_sampler(Assignment(gt_index, factors[:, 0]), seed)
+            sample = self.mask_sampler(Assignment(gt_index, torch.zeros_like(factors[:, 0])), seed)
             # One object more, empty and as large as the image, is what rows look up that only fill up.
             whole = target.boxes.new_tensor([[0, 0, width, height]])
             boxes = torch.cat([target.boxes, whole])[sample.gt_index]
