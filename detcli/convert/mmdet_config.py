@@ -75,8 +75,17 @@ def _model(model: Group) -> dict[str, Any]:
 
 # Versions: what a config of 1.x and 3.x says, in the form of 2.x.
 
-TWO_STAGE = ("FastRCNN", "FasterRCNN", "MaskRCNN", "TwoStageDetector")
-ROI_PARTS = ("bbox_roi_extractor", "bbox_head", "mask_roi_extractor", "mask_head", "shared_head")
+TWO_STAGE = {
+    **dict.fromkeys(("FastRCNN", "FasterRCNN", "MaskRCNN", "TwoStageDetector"), "StandardRoIHead"),
+    "CascadeRCNN": "CascadeRoIHead",
+    "HybridTaskCascade": "HybridTaskCascadeRoIHead",
+}
+"""The type of the RoI head that 2.x has in each model of 1.x with two stages."""
+
+ROI_PARTS = (
+    *("bbox_roi_extractor", "bbox_head", "mask_roi_extractor", "mask_head", "shared_head"),
+    *("num_stages", "interleaved", "mask_info_flow", "semantic_roi_extractor", "semantic_head"),
+)
 
 
 def _normal_model(whole: Group, legacy: bool | None) -> dict[str, Any]:
@@ -94,10 +103,14 @@ def _normal_model(whole: Group, legacy: bool | None) -> dict[str, Any]:
         counts_background = any(head.get("num_classes") in (21, 81) for head in heads)
         legacy = "roi_head" not in model and (flat or counts_background or "bbox_roi_extractor" in model)
     if "bbox_roi_extractor" in model:
-        if model.get("type") not in TWO_STAGE:
-            raise DetcliError(f"its config has a model of type {model.get('type')!r}, which is not supported.")
+        kind = model.get("type")
+        if not isinstance(kind, str) or kind not in TWO_STAGE:
+            raise DetcliError(f"its config has a model of type {kind!r}, which is not supported.")
         roi_head = {key: model.pop(key) for key in ROI_PARTS if key in model}
-        model["roi_head"] = {"type": "StandardRoIHead", **roi_head}
+        model["roi_head"] = {"type": TWO_STAGE[kind], **roi_head}
+        if isinstance(model["train_cfg"], Mapping) and "stage_loss_weights" in model["train_cfg"]:
+            model["train_cfg"] = train = dict(model["train_cfg"])
+            model["roi_head"]["stage_loss_weights"] = train.pop("stage_loss_weights")
     for key in ("rpn_head", "bbox_head"):
         if isinstance(model.get(key), Mapping):
             model[key] = _normal_head(model[key], legacy)
@@ -144,14 +157,20 @@ def _normal_head(head: Mapping[str, Any], legacy: bool) -> dict[str, Any]:
 
 def _normal_roi_head(head: Mapping[str, Any], legacy: bool) -> dict[str, Any]:
     result = dict(head)
-    box = result.get("bbox_head")
-    if isinstance(box, Mapping):
-        box = _normal_head(box, legacy)
-        if box.get("type") == "SharedFCBBoxHead":
-            box |= {"type": "Shared2FCBBoxHead", "num_shared_fcs": box.pop("num_fcs", 2)}
-        result["bbox_head"] = box
-    for key in ("bbox_roi_extractor", "mask_roi_extractor"):
+    boxes = result.get("bbox_head")
+    if isinstance(boxes, Mapping):
+        result["bbox_head"] = _normal_box_head(boxes, legacy)
+    elif isinstance(boxes, list | tuple):
+        result["bbox_head"] = [_normal_box_head(box, legacy) if isinstance(box, Mapping) else box for box in boxes]
+    for key in ("bbox_roi_extractor", "mask_roi_extractor", "semantic_roi_extractor"):
         extractor = result.get(key)
         if legacy and isinstance(extractor, Mapping) and isinstance(extractor.get("roi_layer"), Mapping):
             result[key] = {**extractor, "roi_layer": {"aligned": False, **extractor["roi_layer"]}}
     return result
+
+
+def _normal_box_head(head: Mapping[str, Any], legacy: bool) -> dict[str, Any]:
+    box = _normal_head(head, legacy)
+    if box.get("type") == "SharedFCBBoxHead":
+        box |= {"type": "Shared2FCBBoxHead", "num_shared_fcs": box.pop("num_fcs", 2)}
+    return box

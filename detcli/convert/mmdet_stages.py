@@ -134,6 +134,8 @@ def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
     }
     if roi_head.has("mask_head"):
         translated |= _cascade_masks(model, trained, strides, mask_kind)
+    for stage in trained:
+        stage.ignore("mask_size")
     for group in (*heads, *trained):
         group.check()
     return translated

@@ -34,6 +34,7 @@ DETECTRON2_ARGS = {
 
 LEGACY_ARGS = {**LEGACY_STYLES, "roi_extractor": LEGACY_ROI_ALIGN}
 LEGACY_MASK_ARGS = {**LEGACY_ARGS, "mask_roi_extractor": LEGACY_ROI_ALIGN}
+LOW_QUALITY = {"match_low_quality": True}
 LEGACY: dict[str, Any] = {"sched_args": LEGACY_SCHED, "optim": LEGACY_OPTIM}
 
 DEMO = {
@@ -70,13 +71,13 @@ plugin = Plugin(
         Recipe(
             "cascade_rcnn_legacy",
             model="cascade_rcnn",
-            args=LEGACY_ARGS,
+            args={**LEGACY_ARGS, **LOW_QUALITY},
             summary="as MMDetection 0 trains it",
             **LEGACY,
         ),
         Recipe(
             "cascade_mask_rcnn_legacy",
-            args=LEGACY_MASK_ARGS,
+            args={**LEGACY_MASK_ARGS, **LOW_QUALITY},
             summary="as MMDetection 0 trains it, with masks",
             **MASKS,
             **LEGACY,

@@ -21,6 +21,7 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     roi_head.expect("mask_info_flow", True)
     roi_head.expect("semantic_fusion", ("box", "mask"), ["box", "mask"])
     if not roi_head.has("semantic_head"):
+        roi_head.ignore("semantic_roi_extractor", "semantic_fusion")
         return {"name": "htc", **translated, "semantic": False}
     return {"name": "htc", **translated, **_semantic_branch(roi_head, strides)}
 

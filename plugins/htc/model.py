@@ -217,7 +217,8 @@ class HybridRoIHead(CascadeRoIHead):
         labels = [target.semantic for target in batch.targets if target.semantic is not None]
         if len(labels) < len(batch):
             raise DetcliError(
-                "this model learns classes of pixels, and the data have none. Train it with `--set model.semantic=false`."
+                "this model learns classes of pixels, and the data have none. "
+                "Train it with `--set model.semantic=false`."
             )
         losses: dict[str, Tensor] = self.semantic_head.losses(logits, torch.stack(labels))
         return losses | super().losses((*features, hidden), proposals, batch)

@@ -484,7 +484,33 @@ optimizer = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001)
 """
     + V1_DATA
 )
-LEGACY = {"retinanet": (V1_RETINANET, {}), "mask_rcnn": (V1_MASK_RCNN, {"anchor_border": 0})}
+
+
+def v1_cascade():
+    """Return the config of Cascade Mask R-CNN in 1.x, which differs from that of Mask R-CNN in its lists."""
+    text = V1_MASK_RCNN.replace("type='MaskRCNN',", "type='CascadeRCNN', num_stages=3,")
+    before, head, after = _cut(text, "    bbox_head=dict(", "    mask_roi_extractor")
+    head = head.removeprefix("    bbox_head=").rstrip().removesuffix(",").replace("agnostic=False", "agnostic=True")
+    stds = ("[0.1, 0.1, 0.2, 0.2]", "[0.05, 0.05, 0.1, 0.1]", "[0.033, 0.033, 0.067, 0.067]")
+    text = before + "    bbox_head=[" + ", ".join(head.replace(stds[0], values) for values in stds) + "],\n" + after
+    before, stage, after = _cut(text, "    rcnn=dict(\n        assigner", "test_cfg")
+    stage = stage.removeprefix("    rcnn=").rstrip().removesuffix(")")
+    stages = [stage.replace("0.5, ", f"{iou}, ") for iou in (0.5, 0.6, 0.7)]
+    text = f"{before}    rcnn=[{', '.join(stages)}], stage_loss_weights=[1, 0.5, 0.25])\n{after}"
+    return text.replace("mask_thr_binary=0.5))", "mask_thr_binary=0.5), keep_all_stages=False)")
+
+
+def _cut(text, start, end):
+    first = text.index(start)
+    last = text.index(end, first)
+    return text[:first], text[first:last], text[last:]
+
+
+LEGACY = {
+    "retinanet": (V1_RETINANET, {}),
+    "mask_rcnn": (V1_MASK_RCNN, {"anchor_border": 0}),
+    "cascade_mask_rcnn": (v1_cascade(), {"match_low_quality": True}),
+}
 """Of each method, its config of 1.x, and how it differs from the case that 2.x keeps for its checkpoints."""
 
 
@@ -586,7 +612,7 @@ UNSUPPORTED = [
     ("rpn_head.bbox_coder.type", "LegacyDeltaXYWHBBoxCoder", "model.roi_head.bbox_head.bbox_coder"),
     ("rpn_head.loss_cls", {"type": "SeesawLoss"}, "a loss of type 'SeesawLoss'"),
     ("rpn_head.loss_cls.class_weight", [1.0], "model.rpn_head.loss_cls.class_weight"),
-    ("roi_head.type", "CascadeRoIHead", "a head of type 'CascadeRoIHead'"),
+    ("roi_head.type", "PointRendRoIHead", "a head of type 'PointRendRoIHead'"),
     ("roi_head.shared_head", {"type": "ResLayer"}, "model.roi_head.shared_head"),
     ("roi_head.bbox_head.type", "ConvFCBBoxHead", "model.roi_head.bbox_head.type"),
     ("roi_head.mask_head.conv_cfg", {"type": "ConvWS"}, "model.roi_head.mask_head.conv_cfg"),
