@@ -39,19 +39,18 @@ class GradientDensity(nn.Module):
 
         lengths [...] of gradients and which samples are `taking_part` [...]; the shares of the others are 0.
         """
-        bins = len(self.edges) - 1
-        which = (
-            torch.bucketize(lengths, self.edges, right=True).clamp(max=bins) - 1
-        )  # beyond the last edge is what is not finite
-        counts = lengths.new_zeros(bins).scatter_add_(0, which.flatten(), taking_part.flatten().to(lengths.dtype))
+        # Bin 0 is of those that take no part, the last of what is beyond all edges: not finite.
+        which = torch.bucketize(lengths, self.edges, right=True).masked_fill_(~taking_part, 0).flatten()
+        counts = torch.zeros(len(self.edges) + 1, dtype=torch.int64, device=which.device)
+        counts = counts.scatter_add_(0, which, counts.new_ones(()).expand_as(which))[1:-1]
         filled = counts > 0
-        density = counts
+        density: Tensor = counts.float()
         if self.momentum > 0:
-            moved = self.momentum * self.acc_sum + (1 - self.momentum) * counts
+            moved = self.momentum * self.acc_sum + (1 - self.momentum) * density
             self.acc_sum.copy_(torch.where(filled, moved, self.acc_sum))
             density = self.acc_sum
         shares = torch.where(filled, 1 / density, 0.0) / filled.sum().clamp(min=1)
-        return shares[which] * taking_part
+        return functional.pad(shares, (1, 1)).index_select(0, which).view_as(lengths)
 
 
 class GHMClassification(GradientDensity):

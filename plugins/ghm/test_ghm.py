@@ -64,6 +64,13 @@ def test_levels_are_counted_one_after_another():
     assert value > 1.1 * together(pred.flatten(0, 1), target.flatten(0, 1), weight.flatten())
 
 
+def test_many_samples_are_counted_exactly():
+    """A float32 that is counted up by ones stays at 2**24."""
+    loss = build("losses", {"name": "ghm_r", "momentum": 0.5})
+    loss.harmonised(torch.zeros(2**24 + 64), torch.ones(1, dtype=torch.bool))
+    assert loss.acc_sum[0] == 2**23 + 32
+
+
 def test_what_is_not_finite_gives_a_loss_that_is_not():
     """Training stops at such a loss and says at which batch."""
     logits = torch.tensor([[0.0, torch.nan]])
