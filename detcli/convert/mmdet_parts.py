@@ -94,12 +94,11 @@ def residual_network(group: Group) -> dict[str, Any]:
     group.expect("in_channels", 3)
     group.expect("stem_channels", None, 64)
     group.expect("base_channels", 64)
-    group.expect("dcn", None)
     group.expect("plugins", None)
     group.expect("gcb", None)
     group.expect("gen_attention", None)
     group.ignore("init_cfg", "pretrained", "with_cp", "zero_init_residual")
-    group.ignore("stage_with_dcn", "stage_with_gcb", "stage_with_gen_attention")
+    group.ignore("stage_with_gcb", "stage_with_gen_attention")
     return {
         "depth": group.integer("depth"),
         "norm": _with_convs(group, _norm_kind(settings)),
@@ -110,6 +109,27 @@ def residual_network(group: Group) -> dict[str, Any]:
         "out_stages": out_stages,
         "strides": strides,
         "dilations": dilations,
+        **_deformable(group),
+    }
+
+
+def _deformable(group: Group) -> dict[str, Any]:
+    """Return the arguments of a backbone whose convolutions are deformable; none when they are not."""
+    stages = group.take("stage_with_dcn", (False,) * 4)
+    if not group.has("dcn"):
+        return {}
+    settings = group.group("dcn")
+    versions = {"DCN": "v1", "DCNv2": "v2"}
+    if settings.kind not in versions:
+        raise settings.unsupported("type")
+    settings.expect("fallback_on_stride", False)
+    if not (isinstance(stages, list | tuple) and len(stages) <= 4 and all(type(item) is bool for item in stages)):
+        raise group.wrong("stage_with_dcn", "a list of True and False")
+    name = "deformable_groups" if "deformable_groups" in settings.values else "deform_groups"
+    return {
+        "dcn": versions[settings.kind],
+        "dcn_stages": tuple(stage for stage, chosen in enumerate(stages, 1) if chosen),
+        "dcn_groups": settings.integer(name, 1, least=1),
     }
 
 
@@ -540,7 +560,22 @@ def roi_extractor(head: Group, key: str, strides: Strides) -> dict[str, Any]:
 
 
 def _single_level(group: Group, strides: Strides) -> dict[str, Any]:
-    return {"name": "roi_align", **roi_align(group, strides), "finest_scale": group.integer("finest_scale", 56)}
+    settings = {"finest_scale": group.integer("finest_scale", 56)}
+    layer = group.group("roi_layer")
+    modulated = {"DeformRoIPoolPack": False, "ModulatedDeformRoIPoolPack": True}
+    if layer.kind not in modulated:
+        return {"name": "roi_align", **roi_align(group, strides), **settings}
+    layer.ignore("output_channels")
+    return {
+        "name": "deform_roi_pool",
+        "output_size": layer.integer("output_size"),
+        "sampling_ratio": layer.integer("sampling_ratio", 0),
+        "modulated": modulated[layer.kind],
+        "gamma": layer.number("gamma", 0.1),
+        "fc_channels": layer.integer("deform_fc_channels", 1024, least=1),
+        **_levels(group, strides),
+        **settings,
+    }
 
 
 def roi_align(group: Group, strides: Strides) -> dict[str, Any]:
@@ -551,14 +586,18 @@ def roi_align(group: Group, strides: Strides) -> dict[str, Any]:
     layer.expect("pool_mode", "avg")
     layer.expect("clockwise", False)
     layer.ignore("use_torchvision")
-    group.ignore("out_channels", "init_cfg")
-    used = group.integers("featmap_strides")
-    if strides is not None and used != strides[: len(used)]:
-        raise group.unsupported("featmap_strides")
-    levels = {} if strides is not None and len(used) == min(4, len(strides)) else {"num_levels": len(used)}
     return {
         "output_size": layer.integer("out_size" if "out_size" in layer.values else "output_size"),
         "sampling_ratio": layer.integer("sample_num" if "sample_num" in layer.values else "sampling_ratio", 0),
         "aligned": layer.flag("aligned", True),
-        **levels,
+        **_levels(group, strides),
     }
+
+
+def _levels(group: Group, strides: Strides) -> dict[str, Any]:
+    """Return the argument of an extractor that works on other levels than the lowest four."""
+    group.ignore("out_channels", "init_cfg")
+    used = group.integers("featmap_strides")
+    if strides is not None and used != strides[: len(used)]:
+        raise group.unsupported("featmap_strides")
+    return {} if strides is not None and len(used) == min(4, len(strides)) else {"num_levels": len(used)}

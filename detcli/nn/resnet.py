@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detcli.errors import UsageError
 from detcli.nn.blocks import Norm, make_conv, make_norm, norm_name
+from detcli.nn.deform import DeformConv2d, deformable
 from detcli.nn.fold import conv_norm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -35,20 +36,28 @@ def resnet(
     out_stages: tuple[int, ...] = (1, 2, 3, 4),
     strides: tuple[int, ...] = (1, 2, 2, 2),
     dilations: tuple[int, ...] = (1, 1, 1, 1),
+    dcn: Literal["none", "v1", "v2"] = "none",
+    dcn_stages: tuple[int, ...] = (2, 3, 4),
+    dcn_groups: int = 1,
 ) -> ResNet:
     """Return a ResNet with random weights whose features are the outputs of `out_stages` (1 to 4).
 
     `style` is where a bottleneck strides: in its 3x3 (pytorch) or its first 1x1 (caffe). With `norm_eval`,
     batch norms keep their statistics in training; without `norm_trained`, norms keep their weights and
     biases; `norm_eps` is what they add to a variance. `frozen_stages` stages and the stem before them are not
-    trained at all; 0 trains everything.
+    trained at all; 0 trains everything. With `dcn`, the second convolution of the blocks of `dcn_stages` is
+    deformable (v2: modulated, too), with `dcn_groups` sets of sampling points.
     """
 
     def block(place: Place) -> ResidualBlock:
         if depth < 50:
-            return ResidualBlock(basic_convs(place, norm), place.stride, norm)
-        width = place.channels * width_per_group // 64 * groups
-        return ResidualBlock(bottleneck_convs(place, width, groups, style, norm), place.stride, norm)
+            convs = basic_convs(place, norm)
+        else:
+            width = place.channels * width_per_group // 64 * groups
+            convs = bottleneck_convs(place, width, groups, style, norm)
+        if dcn != "none" and place.stage in dcn_stages:
+            convs[2] = deformable(convs[2], modulated=dcn == "v2", groups=dcn_groups)
+        return ResidualBlock(convs, place.stride, norm)
 
     return ResNet(
         residual_stages(depth, block, num_stages=max(out_stages), strides=strides, dilations=dilations),
@@ -222,6 +231,9 @@ class ResNet(nn.Module):
             elif isinstance(module, _BatchNorm | nn.GroupNorm):
                 module.requires_grad_(norm_trained)
                 module.eps = norm_eps
+        for module in self.modules():
+            if isinstance(module, DeformConv2d):
+                module.zero_offsets()
         for module in self._frozen():
             module.requires_grad_(False)
 

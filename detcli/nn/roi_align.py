@@ -32,14 +32,15 @@ def pyramid_roi_align(
     of `torchvision.ops.roi_align`.
     """
     channels = features[0].shape[1]
-    grid = torch.tensor([size, size] if isinstance(size, int) else [size[1], size[0]])
+    device = rois.device
+    grid = torch.tensor([size, size] if isinstance(size, int) else [size[1], size[0]], device=device)
     wide, tall = grid.tolist()
     cells = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features]).float()
-    shapes = torch.tensor([[*feature.shape[-2:], feature.shape[0]] for feature in features])
+    shapes = torch.tensor([[*feature.shape[-2:], feature.shape[0]] for feature in features], device=device)
     counts = shapes.prod(1)
     heights, widths, _ = shapes[levels].unbind(1)
     first = (counts.cumsum(0) - counts)[levels] + rois[:, 0].long() * heights * widths
-    boxes = rois[:, 1:].float() * torch.tensor(scales)[levels, None] - (0.5 if aligned else 0.0)
+    boxes = rois[:, 1:].float() * torch.tensor(scales, device=device)[levels, None] - (0.5 if aligned else 0.0)
     lengths = boxes[:, 2:] - boxes[:, :2]
     if not aligned:
         lengths = lengths.clamp(min=1)
@@ -78,14 +79,16 @@ def _terms(
 
     start, length, extent and samples are [R].
     """
-    sample = torch.arange(int(samples.max()))
+    device = start.device
+    sample = torch.arange(int(samples.max()), device=device)
     inside = (sample + 0.5) / samples[:, None]
     position = (
-        start[:, None, None] + (torch.arange(size)[:, None] + inside[:, None, :]) * (length / size)[:, None, None]
+        start[:, None, None]
+        + (torch.arange(size, device=device)[:, None] + inside[:, None, :]) * (length / size)[:, None, None]
     )
     last = extent[:, None, None] - 1
     counts = (sample < samples[:, None])[:, None, :] & (position >= -1) & (position <= last + 1)
     position = torch.minimum(position.clamp(min=0), last.float())
-    cells = position.amin(2, keepdim=True).floor().long() + torch.arange(number)
+    cells = position.amin(2, keepdim=True).floor().long() + torch.arange(number, device=device)
     share = (1 - (position[..., None] - cells[:, :, None, :]).abs()).clamp(min=0) * counts[..., None]
     return torch.minimum(cells, last), share.sum(2) / samples[:, None, None]

@@ -18,6 +18,9 @@ UNUSED = re.compile(r"fc\.|conv1\.bias$")
 COUNTER = ".num_batches_tracked"
 """A batch norm's counter, which files from before PyTorch 0.4.1 lack; it keeps its 0 then."""
 
+OFFSETS = re.compile(r".*\.conv_offset\.(weight|bias)$")
+"""What a deformable convolution has besides the plain one that the weights are of; it keeps its 0."""
+
 
 def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: str) -> None:
     """Compare names and shapes of `weights` with a model's `own`, strictly.
@@ -67,7 +70,7 @@ def load_backbone_file(backbone: nn.Module, path: Path) -> None:
     """
     weights = {key: value for key, value in _read(path).items() if not _is_unused(key, backbone)}
     for key, value in backbone.state_dict().items():
-        if key.endswith(COUNTER):
+        if key.endswith(COUNTER) or OFFSETS.match(key):
             weights.setdefault(key, value)
     load_weights(backbone, weights, str(path))
 

@@ -82,11 +82,13 @@ def training(row: Row) -> Training:
     if not recipes:
         return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
     said = set(_variants(row)) | {NOTED[note] for note in row.notes if note in NOTED}
-    said -= _said(overlay, said)
     given = GIVEN_PROPOSALS in row.notes
     if given and TAKES_PROPOSALS not in _words(row.model):
         said.add(TAKES_PROPOSALS)
     recipe = max(recipes, key=lambda recipe: _fit(recipe, row, said))
+    if overlay in _words(recipe.name):
+        overlay = ""  # the recipe has more than the overlay
+    said -= _said(overlay, said)
     if TAKES_PROPOSALS in said - _said(recipe.name, said):
         return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
     if row.neck in said - _said(recipe.name, said):

@@ -587,7 +587,7 @@ UNSUPPORTED = [
     ("backbone", {"type": "RegNet", "arch": "regnetx_3.2gf"}, "a backbone of type 'RegNet', which is not supported"),
     ("backbone", {"type": "HRNet", "extra": {}}, "a backbone of type 'HRNet'"),
     ("backbone", {"type": "Res2Net", "depth": 50, "avg_down": False}, "model.backbone.avg_down to False"),
-    ("backbone.dcn", {"type": "DCN", "deform_groups": 1}, "model.backbone.dcn"),
+    ("backbone.dcn", {"type": "DCN", "fallback_on_stride": True}, "model.backbone.dcn.fallback_on_stride"),
     ("backbone.plugins", [{"cfg": {"type": "ContextBlock"}}], "model.backbone.plugins"),
     ("backbone.conv_cfg", {"type": "ConvWS"}, "model.backbone.conv_cfg"),
     ("backbone.deep_stem", True, "model.backbone.deep_stem to True"),
@@ -620,7 +620,7 @@ UNSUPPORTED = [
     ("roi_head.bbox_roi_extractor.type", "SumGenericRoiExtractor", "a RoI extractor of type 'SumGenericRoiExtractor'"),
     (
         "roi_head.bbox_roi_extractor.roi_layer.type",
-        "DeformRoIPoolPack",
+        "RoIPool",
         "model.roi_head.bbox_roi_extractor.roi_layer.type",
     ),
     ("roi_head.mask_head.type", "CoarseMaskHead", "model.roi_head.mask_head.type"),

@@ -24,6 +24,7 @@ from detcli.nn.anchors import AnchorGenerator
 from detcli.nn.assigners import atss, max_iou
 from detcli.nn.box_coders import DeltaBoxCoder, DistanceBoxCoder
 from detcli.nn.boxes import aligned_iou, pairwise_iou
+from detcli.nn.deform import DeformConv2d, moved_roi_align
 from detcli.nn.masks import crop_masks, paste_masks
 from detcli.nn.matching import hungarian, object_set
 from detcli.nn.postprocess import SoftNMS, batched_nms, fast_nms, multiclass_nms, suppress
@@ -72,14 +73,11 @@ MISSING = [
     Missing("nms", {"offset": 1}, "offset|legacy|pixel", "detcli/nn/postprocess.py"),
     Missing("nms_match", {}, "nms_?match"),
     Missing("roi_align", {"pool_mode": "max"}, "pool", "detcli/nn/roi_align.py detcli/nn/roi_extractor.py"),
-    Missing("deform_conv2d", {}, "deform|dcn"),
-    Missing("modulated_deform_conv2d", {}, "deform|dcn"),
     Missing("carafe", {}, "carafe"),
-    Missing("deform_roi_pool", {}, "deform"),
     Missing("corner_pool", {}, "corner_?pool"),
     Missing("point_sample", {}, "point_?sample"),
     Missing("simple_roi_align", {}, "simple_?roi"),
-    Missing("ms_deform_attn", {}, "deform"),
+    Missing("ms_deform_attn", {}, "deform.*att"),
     # detcli cuts and resizes bitmaps; MMDetection does the same to polygons where a pipeline keeps them.
     Missing("polygons.areas", {}, "polygon_?area", "detcli"),
     Missing("polygons.cropped", {}, "crop_?polygon|polygons?_?crop", "detcli"),
@@ -365,6 +363,66 @@ def test_roi_align(entry):
     pooled.sum().backward()
     close(pooled, tensor(entry["output"]), absolute=1e-6)  # sums of values of both signs
     close(feature.grad, tensor(entry["grad_of_sum"]["x"]), absolute=1e-6)
+
+
+class GivenOffsets(nn.Module):
+    """A layer that finds what it was given."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def forward(self, x):
+        return self.found
+
+
+@entries("deform_conv2d")
+def test_deform_conv2d(entry):
+    check_deform_conv2d(entry, inputs(entry))
+
+
+@entries("modulated_deform_conv2d")
+def test_modulated_deform_conv2d(entry):
+    check_deform_conv2d(entry, inputs(entry))
+
+
+def check_deform_conv2d(entry, x):
+    settings = {key: value for key, value in entry["params"].items() if key != "groups"}
+    groups = entry["params"]["groups"]
+    out_channels, in_channels = x["weight"].shape[0], x["weight"].shape[1] * groups
+    conv = DeformConv2d(
+        in_channels, out_channels, 3, groups=groups, bias="bias" in x, modulated="mask" in x, **settings
+    )
+    mask = x.pop("mask", None)
+    if mask is not None:
+        x["logit"] = mask.logit()
+    given = {name: value.requires_grad_() for name, value in x.items()}
+    conv.conv_offset = GivenOffsets(torch.cat([given[name] for name in ("offset", "logit") if name in given], 1))
+    for name in {"weight", "bias"} & set(given):
+        setattr(conv, name, nn.Parameter(given[name].detach()))
+    result = conv(given["x"])
+    result.sum().backward()
+    close(result, tensor(entry["output"]), absolute=1e-6)
+    expected = {name: tensor(value) for name, value in entry["grad_of_sum"].items()}
+    if mask is not None:
+        expected["logit"] = expected.pop("mask") * mask * (1 - mask)
+    ours = {name: value.grad for name, value in given.items()} | {"weight": conv.weight.grad}
+    for name, gradient in expected.items():
+        # Sums over all positions, of values of both signs.
+        close(ours[name], gradient, absolute=1e-5)
+
+
+@entries("deform_roi_pool")
+def test_deform_roi_pool(entry):
+    params, x = entry["params"], inputs(entry)
+    feature, offset = x["x"].requires_grad_(), x["offset"].requires_grad_()
+    level = torch.zeros(len(x["rois"]), dtype=torch.int64)
+    strides = [1 / params["spatial_scale"]]
+    pooled = moved_roi_align([feature], level, x["rois"], offset * params["gamma"], strides, params["sampling_ratio"])
+    pooled.sum().backward()
+    close(pooled, tensor(entry["output"]), absolute=1e-6)
+    close(feature.grad, tensor(entry["grad_of_sum"]["x"]), absolute=1e-6)
+    close(offset.grad, tensor(entry["grad_of_sum"]["offset"]), absolute=1e-6)
 
 
 @entries("do_paste_mask")
