@@ -241,6 +241,22 @@ def test_the_published_rows_are_all_there(listed, capsys):
             "mmdet-v2/rpn_x101_32x4d_fpn_2x_coco",
             "detcli train rpn --backbone x101_32x4d --sched 2x --data path/to/coco",
         ),
+        (
+            "mmdet-v2/mask_rcnn_x50_32x4d_fpn_gn_ws-all_20_23_24e_coco",
+            "detcli train mask_rcnn --backbone x50_32x4d_gn_ws --sched 20-23-24e --with gn_ws --data path/to/coco",
+        ),
+        (
+            "mmdet-v2/mask_rcnn_r50_fpn_gn-all_contrib_3x_coco",
+            "detcli train mask_rcnn --backbone r50_gn_contrib --sched 36e --with gn --data path/to/coco",
+        ),
+        (
+            "detectron2/mask_rcnn_R_50_FPN_3x_gn",
+            "detcli train mask_rcnn_detectron2 --sched 270k --with gn --data path/to/coco",
+        ),
+        (
+            "mmdet-v2/htc_r2_101_fpn_20e_coco",
+            "detcli train htc --backbone res2net101 --sched 20e --data path/to/coco",
+        ),
     ],
 )
 def test_a_row_is_trained_by_the_recipe_that_its_config_is_called_by(name, command):
@@ -248,6 +264,14 @@ def test_a_row_is_trained_by_the_recipe_that_its_config_is_called_by(name, comma
 
     found = training(names.resolve(name))
     assert (found.command, found.differs) == (command, ())
+
+
+def test_a_backbone_named_after_a_source_is_no_recipe_of_that_source():
+    from detcli.zoo import names
+
+    found = training(names.resolve("detectron/e2e_keypoint_rcnn_X-101-32x8d-FPN_1x"))
+    assert not found.exact
+    assert found.differs == ("the recipe has MMDetection's settings, not those of detectron",)
 
 
 def test_every_training_command_is_valid_and_says_what_it_lacks():
