@@ -1,10 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detcli.errors import UsageError
 from detcli.nn.cascade_roi_head import EVERYTHING, CascadeRoIHead, Refined, cascade_stages
 from detcli.nn.detector import Trunk
+from detcli.nn.fold import prepare_on_cpu
 from detcli.nn.roi_extractor import single_level
 from detcli.nn.roi_head import MaskHead
 from detcli.structures import Batch, Target
@@ -182,6 +184,36 @@ def test_masks_are_the_mean_of_all_heads():
         one, other = (mask(rois, found.labels).sigmoid() for mask in head.mask_head)
     assert len(found) > 1
     torch.testing.assert_close(found.mask_crops, (one + other) / 2)
+
+
+def test_no_proposals_are_no_detections():
+    with torch.no_grad():
+        (found,) = make_head(masks=2).eval().detect(make_features(), [torch.zeros(0, 4)], make_batch())
+    assert len(found) == 0
+    assert found.mask_crops.shape == (0, 28, 28)
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_stages_do_not_wait_for_the_device(resample):
+    """Fake tensors have no values: whatever depends on one raises."""
+    head = make_head(resample=resample)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batch = make_batch().to("cuda")
+        boxes = all_usable(torch.rand(40, 4, device="cuda"))
+        boxes.usable = [boxes.usable[0].to("cuda")]
+        samples = head.sample(0, boxes, batch)
+        again = head.sample(1, head.refine(0, samples, torch.rand(32, 1, 4, device="cuda"), batch), batch)
+        assert again[0].boxes.shape == (32, 4)
+
+
+def test_stages_as_a_cpu_takes_them_detect_the_same():
+    head, features = make_head().eval(), make_features()
+    with torch.inference_mode():
+        before = head.detect(features, [make_proposals()], make_batch())[0]
+        after = prepare_on_cpu(head).detect(features, [make_proposals()], make_batch())[0]
+    assert all(isinstance(stage.shared_fcs[0], nn.Conv2d) for stage in head.bbox_head)
+    torch.testing.assert_close(after.boxes, before.boxes, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(after.scores, before.scores, rtol=1e-3, atol=1e-4)
 
 
 def test_stages_are_as_many_in_every_argument():
