@@ -257,6 +257,13 @@ def test_the_published_rows_are_all_there(listed, capsys):
             "mmdet-v2/htc_r2_101_fpn_20e_coco",
             "detcli train htc --backbone res2net101 --sched 20e --data path/to/coco",
         ),
+        (
+            "mmdet-v2/faster_rcnn_r50_fpn_mdconv_c3-c5_group4_1x_coco",
+            "detcli train faster_rcnn_mdconv_c3-c5_group4 --data path/to/coco",
+        ),
+        ("mmdet-v2/mask_rcnn_r50_fpn_fp16_1x_coco", "detcli train mask_rcnn --with fp16 --data path/to/coco"),
+        # The overlay's recipe, which has more than the overlay.
+        ("mmdet-v2/retinanet_r50_fpn_fp16_1x_coco", "detcli train retinanet_fp16 --data path/to/coco"),
     ],
 )
 def test_a_row_is_trained_by_the_recipe_that_its_config_is_called_by(name, command):
