@@ -18,6 +18,14 @@ plugin = Plugin(
     converters={"mmdet/HybridTaskCascadeRoIHead": ".convert:mmdet_head"},
     recipes=[
         Recipe("htc", under=DEMO, summary="with labels of things and stuff for every pixel"),
+        Recipe(
+            "htc_dconv_c3-c5_mstrain_20e",
+            model="htc",
+            backbone={"name": "r50", "dcn": "v1", "dcn_stages": (2, 3, 4)},
+            sched="20e",
+            data={"resize": [(1600, 400), (1600, 1400)], "resize_mode": "range"},
+            summary="deformable convolutions in the last three stages, multi-scale training from 400 to 1400 pixels",
+        ),
         Recipe("htc_without_semantic", model="htc", args={"semantic": False}, summary="without labels of pixels"),
     ],
 )
