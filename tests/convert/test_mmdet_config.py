@@ -583,6 +583,37 @@ device_ids = range(4)
 # What is not supported
 
 
+@pytest.mark.parametrize(("kind", "modulated"), [("DeformRoIPoolPack", False), ("ModulatedDeformRoIPoolPack", True)])
+def test_deformable_pooling(kind, modulated):
+    config = config_of(ARTICLES["mask_rcnn"])
+    layer = {"type": kind, "output_size": 7, "output_channels": 256, "gamma": 0.2}
+    config["model"]["roi_head"]["bbox_roi_extractor"]["roi_layer"] = layer
+    ours = loaded(config).model
+    assert (ours["roi_extractor"]["name"], ours["roi_extractor"]["modulated"]) == ("deform_roi_pool", modulated)
+    assert ours["roi_extractor"]["gamma"] == 0.2
+    assert ours["mask_roi_extractor"]["name"] == "roi_align"
+    layer["with_more"] = 1
+    with pytest.raises(DetcliError, match=r"bbox_roi_extractor\.roi_layer\.with_more"):
+        translate(config)
+
+
+def test_deformable_convolutions():
+    config = config_of(ARTICLES["mask_rcnn"])
+    plain = loaded(config).model["backbone"]
+    # Before mmcv 1.1, the argument had another name.
+    dcn = {"type": "DCNv2", "deformable_groups": 2, "fallback_on_stride": False}
+    config["model"]["backbone"] |= {"dcn": dcn, "stage_with_dcn": [False, False, True, True]}
+    changed = {"dcn": "v2", "dcn_stages": (3, 4), "dcn_groups": 2}
+    ours = loaded(config).model["backbone"]
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items()} == {
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()},
+        **changed,
+    }
+    config["model"]["backbone"]["stage_with_dcn"] = 3
+    with pytest.raises(DetcliError, match="stage_with_dcn to 3, which is not a list of True and False"):
+        translate(config)
+
+
 UNSUPPORTED = [
     ("backbone", {"type": "RegNet", "arch": "regnetx_3.2gf"}, "a backbone of type 'RegNet', which is not supported"),
     ("backbone", {"type": "HRNet", "extra": {}}, "a backbone of type 'HRNet'"),
