@@ -4,6 +4,24 @@ from detcli.plugin import Part, Plugin, Recipe
 
 SIZES = [(1333, side) for side in range(480, 801, 32)]
 
+# Small pictures, of which it sees many: sets are learned slowly, since no query knows at first where to look.
+DEMO = {
+    "demo": {
+        "sched": {"length": 8000},
+        "train": {"batch": 8},
+        "optim": {"batch": 8, "backbone_lr": 1.0, "clip_norm": 1.0},
+        "data": {"resize": [(80, 64)], "test_resize": (80, 64), "before_resize": []},
+        "model": {
+            "backbone": {"out_stages": [3]},
+            "channels": 128,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "ffn_channels": 256,
+            "dropout": 0.0,
+        },
+    }
+}
+
 plugin = Plugin(
     name="detr",
     title="End-to-End Object Detection with Transformers",
@@ -19,7 +37,7 @@ plugin = Plugin(
             optim={"name": "adamw", "lr": 1e-4, "weight_decay": 1e-4, "backbone_lr": 0.1, "clip_norm": 0.1},
             data={"resize": SIZES, "before_resize": [{"name": "random_size_crop"}]},
             input={"pad_divisor": 1},
-            under={"demo": {}},
+            under=DEMO,
             summary="as MMDetection trains it",
         )
     ],
