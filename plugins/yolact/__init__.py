@@ -7,6 +7,15 @@ from detcli.plugin import Part, Plugin, Recipe
 # Norms are trained, unlike those of most recipes.
 BACKBONE = {"name": "r50", "norm_eval": False, "frozen_stages": 0}
 
+# In a few hundred steps from random weights: small scenes as they are drawn, normalised features, anchors as wide as
+# high, as the shapes are, and masks that do not outweigh classes.
+DEMO: dict[str, Any] = {
+    "demo": {
+        "data": {"before_resize": [], "transforms": [], "keep_ratio": True},
+        "model": {"neck": {"norm": "gn"}, "image_size": 128, "anchor_ratios": (1.0,), "mask_weight": 2.0},
+    }
+}
+
 SETTINGS: dict[str, Any] = {
     "model": "yolact",
     "backbone": BACKBONE,
@@ -20,8 +29,7 @@ SETTINGS: dict[str, Any] = {
         "before_resize": [{"name": "expand"}, {"name": "min_iou_crop"}],
         "transforms": [{"name": "photometric"}],
     },
-    # Small scenes, as they are drawn.
-    "under": {"demo": {"data": {"before_resize": [], "transforms": []}, "model": {"image_size": 128}}},
+    "under": DEMO,
 }
 
 plugin = Plugin(
