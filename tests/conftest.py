@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Let the learn runs begin first: they are one file, which one process runs, and take longest."""
+    items.sort(key=lambda item: "learn" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Hold torch to one thread in the tests that have imported it, since others run beside them."""
