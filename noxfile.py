@@ -19,7 +19,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    # A process a core: most tests are short and wait for Python to start. Files begin in the order of tests/conftest.py.
+    # A process a core: most tests are short and wait for Python to start. tests/conftest.py orders the files.
     options = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
     session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
