@@ -165,7 +165,9 @@ class ResidualBlock(nn.Module):
         if self.downsample is not None:
             *average, projection, norm = self.downsample
             shortcut = conv_norm(projection, norm, average[0](x) if average else x)
-        result: Tensor = self.relu(self.residual(x).add_(shortcut))
+        branch = self.residual(x)
+        # In place saves memory, but what made the branch may need its values for the gradient.
+        result: Tensor = self.relu(branch + shortcut if branch.requires_grad else branch.add_(shortcut))
         return result
 
     def residual(self, x: Tensor) -> Tensor:

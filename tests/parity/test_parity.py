@@ -30,6 +30,7 @@ CHOSEN = {
     "mmdet/fcos/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco": "every argument of FCOS",
     "mmdet/detr/detr_r50_8x2_150e_coco": "a transformer, matched sets",
     "mmdet/yolact/yolact_r50_1x8_coco": "prototypes of masks, hard negatives, fast NMS",
+    "mmdet/paa/paa_r50_fpn_1x_coco": "mixtures of scores, voting",
     "mmdet/faster_rcnn/faster_rcnn_r50_caffe_fpn_1x_coco": "two stages",
     "mmdet/faster_rcnn/faster_rcnn_r50_caffe_dc5_1x_coco": "no pyramid, a dilated stage",
     "mmdet/mask_rcnn/mask_rcnn_x101_32x4d_fpn_1x_coco": "masks, grouped convolutions",
