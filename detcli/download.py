@@ -17,7 +17,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -166,24 +166,31 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests(path: Path, kinds: Iterable[str]) -> tuple[dict[str, str], int]:
+    """Return the hashes of the file at `path` in hex, by their `kinds`, and its size; it is read once.
+
+    Raises `OSError`.
+    """
+    running = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            size += len(chunk)
+            for one in running.values():
+                one.update(chunk)
+    return {kind: one.hexdigest() for kind, one in running.items()}, size
+
+
 def compare(path: Path, request: Request, known: Record | None) -> tuple[str, Record]:
     """Return how the hash of the file at `path` differs from what is published or `known`, and the record of it.
 
     The first is empty when nothing differs. Raises `OSError` when the file can't be read.
     """
-    hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    if request.hash_kind not in ("md5", "md5sum"):
-        del hashes["md5"]
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            size += len(chunk)
-            for running in hashes.values():
-                running.update(chunk)
-    digests = {kind: running.hexdigest() for kind, running in hashes.items()}
-    record = Record(request.url, digests["sha256"], size)
+    kinds = ("sha256", "md5") if request.hash_kind in ("md5", "md5sum") else ("sha256",)
+    found, size = digests(path, kinds)
+    record = Record(request.url, found["sha256"], size)
     if request.hash and request.hash_kind:
-        digest = digests["sha256" if request.hash_kind == "sha256" else "md5"]
+        digest = found["sha256" if request.hash_kind == "sha256" else "md5"]
         if not digest.startswith(request.hash.lower()):
             name = "SHA-256" if request.hash_kind == "sha256" else "MD5"
             return f"its {name} is {digest[:8]}…, not {request.hash[:8]}…", record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,7 +16,7 @@ from detcli.convert import mmdet_config
 from detcli.convert.reader import read
 from detcli.convert.rules import Entry, Report, plugin_rules, rename
 from detcli.data.classes import CLASSES, numbered, with_ids
-from detcli.download import cache_path
+from detcli.download import Request, cache_path, compare, digests
 from detcli.engine.checkpoint import save_backbone, save_checkpoint
 from detcli.engine.model import build_model
 from detcli.errors import DetcliError, UsageError, nearest, unknown
@@ -245,27 +244,22 @@ def _row_called(path: Path) -> Row | None:
 
 
 def _check_hash(path: Path, published: File, row: Row) -> None:
-    digest = _digest(path, published.hash_kind)
-    if not digest.startswith(published.hash):
+    problem, _ = compare(path, Request(published.url, hash=published.hash, hash_kind=published.hash_kind), None)
+    if problem:
         raise DetcliError(
-            f"{path} has the name of a published file and is another: its {published.hash_kind} begins with "
-            f"{digest[: len(published.hash)]}. Download it again (`detcli zoo download {row.id}`), or rename it."
+            f"{path} has the name of a published file and is another: {problem}. Download it again "
+            f"(`detcli zoo download {row.id}`), or rename it."
         )
 
 
 def _row_hashed(path: Path) -> Row | None:
     """Return the row whose weights the file at `path` is, by its hash."""
-    digests = {kind: _digest(path, kind) for kind in HASHES}
+    found, _ = digests(path, HASHES)
     for row in rows():
         for file in row.files:
-            if file.kind == "weights" and file.hash and digests.get(file.hash_kind, "").startswith(file.hash):
+            if file.kind == "weights" and file.hash and found.get(file.hash_kind, "").startswith(file.hash):
                 return row
     return None
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _classes(meta: Mapping[str, Any], row: Row | None, source: str) -> ClassMap | None:
