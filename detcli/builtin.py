@@ -66,6 +66,7 @@ plugin = Plugin(
         "x101_64x4d_detectron": _detectron_resnext(64, 4),
     },
     necks={"fpn": Part("detcli.nn.fpn:fpn", summary="feature pyramid, with every kind of extra level")},
+    rpn_heads={"rpn": Part("detcli.nn.rpn_head:rpn_head", summary="objectness and a box for every anchor")},
     roi_extractors={
         "roi_align": Part("detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size")
     },

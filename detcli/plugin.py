@@ -17,6 +17,7 @@ PartConfig: TypeAlias = str | dict[str, Any]
 # value: the builder passes it to `detcli.registry.build`, with what the part must know of its surroundings.
 Backbone: TypeAlias = Annotated[PartConfig, "backbones"]
 Neck: TypeAlias = Annotated[PartConfig, "necks"]
+RPNHead: TypeAlias = Annotated[PartConfig, "rpn_heads"]
 RoIExtractor: TypeAlias = Annotated[PartConfig, "roi_extractors"]
 Assigner: TypeAlias = Annotated[PartConfig, "assigners"]
 Sampler: TypeAlias = Annotated[PartConfig, "samplers"]
@@ -27,6 +28,7 @@ PART_SLOTS = (
     "models",
     "backbones",
     "necks",
+    "rpn_heads",
     "roi_extractors",
     "assigners",
     "samplers",
@@ -109,6 +111,7 @@ class Plugin:
     models: Mapping[str, Part | str] = field(default_factory=dict)
     backbones: Mapping[str, Part | str] = field(default_factory=dict)
     necks: Mapping[str, Part | str] = field(default_factory=dict)
+    rpn_heads: Mapping[str, Part | str] = field(default_factory=dict)
     roi_extractors: Mapping[str, Part | str] = field(default_factory=dict)
     assigners: Mapping[str, Part | str] = field(default_factory=dict)
     samplers: Mapping[str, Part | str] = field(default_factory=dict)

@@ -27,10 +27,16 @@ C4: dict[str, Any] = {"out_stages": (3, 4)}
 DC5: dict[str, Any] = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2), "out_stages": (4,)}
 """A backbone whose last map has stride 16, too."""
 
-ONE_MAP: dict[str, Any] = {"neck": None, "anchor_scales": (2.0, 4.0, 8.0, 16.0, 32.0)}
+ONE_MAP_ANCHORS: dict[str, Any] = {"anchor_scales": (2.0, 4.0, 8.0, 16.0, 32.0)}
 """An RPN without a pyramid: anchors of all sizes on one map of stride 16."""
 
-ONE_MAP_PROPOSALS: dict[str, Any] = {"train_nms_pre": 12000, "train_proposals": 2000, "test_nms_pre": 6000}
+ONE_MAP_RPN: dict[str, Any] = {
+    **ONE_MAP_ANCHORS,
+    "train_nms_pre": 12000,
+    "train_proposals": 2000,
+    "test_nms_pre": 6000,
+}
+"""Such an RPN in a model of two stages."""
 
 SHARED_MASKS: dict[str, Any] = {"mask_roi_extractor": None, "mask_convs": 0, "mask_channels": 256}
 """Masks from the features that boxes come from, by a deconvolution alone."""
@@ -44,12 +50,19 @@ DETECTRON2_DATA: dict[str, Any] = {**SIX_SIZES, **DETECTRON2_RESIZE}
 
 DETECTRON2_SCHED: dict[str, Any] = {"warmup_iters": 1000}
 
+UNCLAMPED: dict[str, Any] = {"clamp_below": False}
+"""Detectron and Detectron2: boxes may shrink as much as they like."""
+
 DETECTRON2_RPN: dict[str, Any] = {
-    "rpn_assigner": EVERY_BEST_ANCHOR,
-    "rpn_loss_divisor": "capacity",
+    "assigner": EVERY_BEST_ANCHOR,
+    "loss_divisor": "capacity",
     "train_padding": True,
-    "clamp_below": False,
+    **UNCLAMPED,
 }
+
+DETECTRON2_TWO_STAGE: dict[str, Any] = {"rpn_head": DETECTRON2_RPN, **UNCLAMPED}
+
+DETECTRON2_ONE_MAP_RPN: dict[str, Any] = {**DETECTRON2_RPN, **ONE_MAP_RPN, "anchor_order": "scale"}
 
 DETECTRON2_C4: dict[str, Any] = {"shared_head": True, "roi_extractor": {"output_size": 14}}
 
@@ -66,18 +79,21 @@ DETECTRON_RPN_LOSS: dict[str, Any] = {"name": "smooth_l1", "beta": 1 / 9}
 
 DETECTRON_RPN: dict[str, Any] = {
     **DETECTRON_ANCHORS,
-    "rpn_assigner": EVERY_BEST_ANCHOR,
-    "rpn_loss_bbox": DETECTRON_RPN_LOSS,
-    "rpn_loss_divisor": "capacity",
+    "assigner": EVERY_BEST_ANCHOR,
+    "loss_bbox": DETECTRON_RPN_LOSS,
+    "loss_divisor": "capacity",
     "train_proposals": 2000,
+    **UNCLAMPED,
 }
+
+DETECTRON_ONE_MAP_RPN: dict[str, Any] = {**DETECTRON_RPN, **ONE_MAP_RPN, "loss_divisor": "sampled"}
 
 DETECTRON_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False, "last_pixel": True}
 
 DETECTRON_BOXES: dict[str, Any] = {
     "roi_extractor": DETECTRON_ROI_ALIGN,
     "loss_bbox": "smooth_l1",
-    "clamp_below": False,
+    **UNCLAMPED,
 }
 
 DETECTRON_C4: dict[str, Any] = {
@@ -93,13 +109,10 @@ LEGACY_STYLES: dict[str, Any] = {"anchor_style": "v1", "coder_style": "v1"}
 
 LEGACY_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False}
 
-LEGACY_BOXES: dict[str, Any] = {"roi_extractor": LEGACY_ROI_ALIGN, "loss_bbox": "smooth_l1"}
+LEGACY_BOXES: dict[str, Any] = {"roi_extractor": LEGACY_ROI_ALIGN, "loss_bbox": "smooth_l1", "coder_style": "v1"}
 
-LEGACY_RPN_LOSS: dict[str, Any] = {"name": "smooth_l1", "beta": 1 / 9}
-
-LEGACY_TWO_STAGE: dict[str, Any] = {
+LEGACY_RPN: dict[str, Any] = {
     **LEGACY_STYLES,
-    **LEGACY_BOXES,
-    "rpn_loss_bbox": LEGACY_RPN_LOSS,
+    "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
     "train_proposals": 2000,
 }

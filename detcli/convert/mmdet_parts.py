@@ -458,7 +458,7 @@ def tower(head: Group, default_norm: str) -> dict[str, Any]:
     head.ignore("num_classes", "init_cfg", "train_cfg", "test_cfg")
     return {
         "stacked_convs": head.integer("stacked_convs", 4),
-        "feat_channels": feat_channels(head),
+        "feat_channels": width(head, "feat_channels"),
         "norm": norm(head, default=default_norm),
     }
 
@@ -483,30 +483,18 @@ def atss_layers(head: Group, train: Group, strides: Strides) -> dict[str, Any]:
     return {**tower(head, "gn"), "anchor_scale": made.scales[0]}
 
 
-def feat_channels(head: Group) -> int | None:
-    """Return how wide a head is; None: as its input."""
-    channels = head.integer("feat_channels", 256)
-    return None if channels == head.integer("in_channels") else channels
+def width(head: Group, key: str) -> int | None:
+    """Return how wide a head's convolutions are, by its `key`; None: as its input."""
+    channels = head.integer(key, 256)
+    return None if channels == head.integer("in_channels", 256) else channels
 
 
 CROSS_ENTROPY = {"type": "CrossEntropyLoss", "use_sigmoid": True}
 RPN_SMOOTH_L1 = {"type": "SmoothL1Loss", "beta": 1 / 9}
 
 
-@dataclass(frozen=True, slots=True)
-class ProposalHead:
-    """An RPN: what its head and training are, by our arguments, and the style of its box coder."""
-
-    anchor_args: dict[str, Any]
-    assigner: dict[str, Any]
-    sampler: dict[str, Any]
-    loss_cls: dict[str, Any]
-    loss_bbox: dict[str, Any]
-    coder_style: str
-
-
-def proposal_head(model: Group, train: Group, strides: Strides) -> ProposalHead:
-    """Return the RPN of a model, trained as its `train_cfg.rpn` says."""
+def rpn_head(model: Group, train: Group, strides: Strides) -> dict[str, Any]:
+    """Return the RPN of a model, trained as its `train_cfg.rpn` says, without how its proposals are chosen."""
     head = model.group("rpn_head")
     if head.kind != "RPNHead":
         raise head.unsupported("type")
@@ -515,20 +503,19 @@ def proposal_head(model: Group, train: Group, strides: Strides) -> ProposalHead:
     head.expect("reg_decoded_bbox", False)
     head.ignore("init_cfg")
     made = anchors(head, strides)
-    return ProposalHead(
-        {
-            "anchor_scales": made.scales,
-            "anchor_ratios": made.ratios,
-            "anchor_border": anchor_border(train),
-            "anchor_style": made.style,
-            "feat_channels": feat_channels(head),
-        },
-        assigner(train),
-        sampler(train),
-        loss(head, "loss_cls", CROSS_ENTROPY),
-        loss(head, "loss_bbox", RPN_SMOOTH_L1),
-        coder_style(head, (1.0, 1.0, 1.0, 1.0)),
-    )
+    return {
+        "name": "rpn",
+        "channels": width(head, "feat_channels"),
+        "anchor_scales": made.scales,
+        "anchor_ratios": made.ratios,
+        "anchor_border": anchor_border(train),
+        "anchor_style": made.style,
+        "assigner": assigner(train),
+        "sampler": sampler(train),
+        "loss_cls": loss(head, "loss_cls", CROSS_ENTROPY),
+        "loss_bbox": loss(head, "loss_bbox", RPN_SMOOTH_L1),
+        "coder_style": coder_style(head, (1.0, 1.0, 1.0, 1.0)),
+    }
 
 
 @dataclass(frozen=True, slots=True)

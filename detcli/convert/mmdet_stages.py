@@ -10,27 +10,22 @@ from detcli.convert.mmdet_group import Group
 from detcli.convert.mmdet_parts import Strides
 
 
-def first_stage(model: Group, strides: Strides) -> tuple[dict[str, Any], str]:
-    """Return the arguments of the RPN, and the style of its box coder."""
+def first_stage(model: Group, strides: Strides) -> dict[str, Any]:
+    """Return the RPN of a model of two stages."""
     train, test = model.group("train_cfg"), model.group("test_cfg")
-    head = parts.proposal_head(model, train.group("rpn"), strides)
+    head = parts.rpn_head(model, train.group("rpn"), strides)
     tested = parts.proposals(test.group("rpn"))
     trained = parts.proposals(train.group("rpn_proposal")) if train.has("rpn_proposal") else tested
     if trained.nms_threshold != tested.nms_threshold:
         raise train.unsupported("rpn_proposal")
-    args = {
-        **head.anchor_args,
-        "rpn_assigner": head.assigner,
-        "rpn_sampler": head.sampler,
-        "rpn_loss_cls": head.loss_cls,
-        "rpn_loss_bbox": head.loss_bbox,
+    return {
+        **head,
         "train_nms_pre": trained.nms_pre,
         "train_proposals": trained.max_per_image,
         "test_nms_pre": tested.nms_pre,
         "test_proposals": tested.max_per_image,
-        "proposal_nms_threshold": trained.nms_threshold,
+        "nms_threshold": trained.nms_threshold,
     }
-    return args, head.coder_style
 
 
 def box_head(head: Group, extractor: dict[str, Any], *, class_agnostic: bool = False) -> dict[str, Any]:
@@ -68,7 +63,7 @@ def box_selection(test: Group) -> dict[str, Any]:
     }
 
 
-def mask_head(model: Group, head: Group, extractor: dict[str, Any], kind: str = "FCNMaskHead") -> dict[str, Any]:
+def mask_head(head: Group, extractor: dict[str, Any], kind: str = "FCNMaskHead") -> dict[str, Any]:
     """Return the arguments of a head of masks, of a type, on what an RoI extractor gives it."""
     if head.kind != kind:
         raise head.unsupported("type")
@@ -87,11 +82,12 @@ def mask_head(model: Group, head: Group, extractor: dict[str, Any], kind: str = 
         loss.expect("use_sigmoid", False)
         loss.expect("reduction", "mean")
         loss.expect("loss_weight", 1.0)
-    head.ignore("in_channels", "num_classes", "init_cfg")
-    # Here the convolutions of both stages are as wide.
-    if head.integer("conv_out_channels", 256) != model.group("rpn_head").integer("feat_channels", 256):
-        raise head.unsupported("conv_out_channels")
-    return {"mask_convs": head.integer("num_convs", 4), **({"norm": norm} if norm != "none" else {})}
+    head.ignore("num_classes", "init_cfg")
+    return {
+        "mask_convs": head.integer("num_convs", 4),
+        "mask_channels": parts.width(head, "conv_out_channels"),
+        **({"norm": norm} if norm != "none" else {}),
+    }
 
 
 def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
@@ -104,7 +100,7 @@ def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
     roi_head.ignore("init_cfg", "pretrained")
     model.expect("bbox_head", None)
     model.group("test_cfg").expect("keep_all_stages", False)
-    first, style = first_stage(model, strides)
+    first = first_stage(model, strides)
     extractor = parts.roi_extractor(roi_head, "bbox_roi_extractor", strides)
     heads, trained = roi_head.groups("bbox_head"), train.groups("rcnn")
     weights = roi_head.numbers("stage_loss_weights")
@@ -112,24 +108,26 @@ def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
     if not heads or not len(heads) == len(trained) == len(weights):
         raise roi_head.wrong("bbox_head", "a list of as many heads as there are stage_loss_weights and train_cfg.rcnn")
     layers = [box_head(head, extractor, class_agnostic=True) for head in heads]
-    for head, values, deviations in zip(heads, layers, stds := [_deviations(head) for head in heads], strict=True):
+    stds = [_deviations(head) for head in heads]
+    styles = [parts.coder_style(head, deviations) for head, deviations in zip(heads, stds, strict=True)]
+    for head, values, style in zip(heads, layers, styles, strict=True):
         head.expect("reg_decoded_bbox", False)
         if values != layers[0]:
             raise roi_head.unsupported("bbox_head")
-        if parts.coder_style(head, deviations) != style:
+        if style != styles[0]:
             raise head.unsupported("bbox_coder")
     ious, chosen = zip(*map(_stage_training, trained), strict=True)
     if any(values != chosen[0] for values in chosen):
         raise train.unsupported("rcnn")
     translated = {
-        **first,
+        "rpn_head": first,
         "roi_extractor": extractor,
         **layers[0],
         "stage_ious": ious,
         "stage_stds": tuple(stds),
         "stage_weights": weights,
         **chosen[0],
-        "coder_style": style,
+        "coder_style": styles[0],
         **box_selection(test),
     }
     if roi_head.has("mask_head"):
@@ -170,7 +168,7 @@ def _cascade_masks(model: Group, trained: list[Group], strides: Strides, kind: s
             raise roi_head.wrong("mask_head", "a head for each stage")
     for number, head in enumerate(heads):
         head.expect("with_conv_res", number > 0)
-    layers = [mask_head(model, head, extractor, kind) for head in heads]
+    layers = [mask_head(head, extractor, kind) for head in heads]
     for head in heads:
         head.check()
     if any(values != layers[0] for values in layers):

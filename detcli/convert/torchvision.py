@@ -111,11 +111,15 @@ def _roi_align(size: int) -> dict[str, Any]:
 
 TWO_STAGE: dict[str, Any] = {
     "backbone": _backbone(0.0),
-    "anchor_style": "torchvision",
+    "rpn_head": {
+        "name": "rpn",
+        "anchor_style": "torchvision",
+        "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
+        "clamp_below": False,
+        "train_proposals": 2000,
+    },
     "clamp_below": False,
-    "rpn_loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
     "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
-    "train_proposals": 2000,
     "roi_extractor": _roi_align(7),
 }
 

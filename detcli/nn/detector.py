@@ -27,6 +27,10 @@ class Trunk:
     strides: tuple[int, ...]
     roi_channels: int
 
+    def rpn_head(self, part: PartConfig) -> Any:
+        """Build what proposes boxes from the maps."""
+        return build("rpn_heads", part, in_channels=self.channels, strides=self.strides)
+
     def roi_extractor(self, part: PartConfig) -> Any:
         """Build what takes the features of RoIs from the maps."""
         return build("roi_extractors", part, in_channels=self.channels, strides=self.strides)

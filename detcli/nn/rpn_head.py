@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detcli.nn.anchors import AnchorGenerator, AnchorStyle, inside_images
+from detcli.nn.anchors import AnchorGenerator, inside_images
 from detcli.nn.assigners import AnchorAssigner
 from detcli.nn.blocks import normal_init
-from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
+from detcli.nn.box_coders import DeltaBoxCoder
 from detcli.nn.losses import LossFunction, of_elements
 from detcli.nn.postprocess import batched_nms
 from detcli.nn.processes import reduce_mean
 from detcli.nn.samplers import RandomSampler
-from detcli.plugin import PartConfig
+from detcli.plugin import Assigner, Loss, Sampler
 from detcli.registry import build
 from detcli.structures import Batch, Detections
 
@@ -45,28 +45,33 @@ def rpn_head(
     *,
     in_channels: int,
     strides: tuple[int, ...],
-    channels: int | None,
-    anchor_scales: tuple[float, ...],
-    anchor_ratios: tuple[float, ...],
-    anchor_border: int | None,
-    anchor_order: Literal["ratio", "scale"],
-    anchor_style: AnchorStyle,
-    assigner: PartConfig,
-    sampler: PartConfig,
-    loss_cls: PartConfig,
-    loss_bbox: PartConfig,
-    divisor: Literal["sampled", "capacity"],
-    train_padding: bool,
-    coder_style: CoderStyle,
-    clamp_below: bool,
-    train_limits: ProposalLimits,
-    test_limits: ProposalLimits,
-    nms_threshold: float,
+    channels: int | None = None,
+    anchor_scales: tuple[float, ...] = (8.0,),
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    anchor_border: int | None = None,
+    anchor_order: Literal["ratio", "scale"] = "ratio",
+    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
+    assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
+    sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
+    loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
+    loss_bbox: Loss = "l1",
+    loss_divisor: Literal["sampled", "capacity"] = "sampled",
+    train_padding: bool = False,
+    coder_style: Literal["exact", "v1"] = "exact",
+    clamp_below: bool = True,
+    train_nms_pre: int = 2000,
+    train_proposals: int = 1000,
+    test_nms_pre: int = 1000,
+    test_proposals: int = 1000,
+    nms_threshold: float = 0.7,
 ) -> RPNHead:
     """Return the head for maps of `in_channels` and `strides`.
 
     Its convolution has `channels` outputs (None: `in_channels`). Anchors have the areas (stride x scale)^2
-    and heights of `anchor_ratios` times their width; for the styles see `AnchorGenerator` and `DeltaBoxCoder`.
+    and heights of `anchor_ratios` times their width. `anchor_border` is how many pixels an anchor may reach beyond its
+    image and still be trained (None: any number). The best `nms_pre` boxes of each level enter NMS, and the best
+    `proposals` of all levels leave it. For `anchor_order` and `anchor_style` see `AnchorGenerator`, for `coder_style`
+    and `clamp_below` `DeltaBoxCoder`, for `loss_divisor` and `train_padding` `RPNHead`.
     """
     return RPNHead(
         in_channels,
@@ -78,10 +83,10 @@ def rpn_head(
         build("losses", loss_cls),
         build("losses", loss_bbox),
         border=anchor_border,
-        divisor=divisor,
+        divisor=loss_divisor,
         train_padding=train_padding,
-        train_limits=train_limits,
-        test_limits=test_limits,
+        train_limits=ProposalLimits(train_nms_pre, train_proposals),
+        test_limits=ProposalLimits(test_nms_pre, test_proposals),
         nms_threshold=nms_threshold,
     )
 

@@ -11,14 +11,14 @@ from detcli.published import (
     LEGACY_ROI_ALIGN,
     LEGACY_SCHED,
     LEGACY_STYLES,
+    UNCLAMPED,
 )
 
 MASKS: dict[str, Any] = {"model": "cascade_mask_rcnn"}
 
 DETECTRON2_ARGS = {
-    **DETECTRON2_RPN,
-    "anchor_border": None,
-    "rpn_loss_bbox": "l1",
+    "rpn_head": {**DETECTRON2_RPN, "anchor_border": None, "loss_bbox": "l1"},
+    **UNCLAMPED,
     "stage_stds": (
         (0.1, 0.1, 0.2, 0.2),
         (0.05, 0.05, 0.1, 0.1),
@@ -32,7 +32,7 @@ DETECTRON2_ARGS = {
     "score_average": "probabilities",
 }
 
-LEGACY_ARGS = {**LEGACY_STYLES, "roi_extractor": LEGACY_ROI_ALIGN}
+LEGACY_ARGS = {"rpn_head": LEGACY_STYLES, "roi_extractor": LEGACY_ROI_ALIGN, "coder_style": "v1"}
 LEGACY_MASK_ARGS = {**LEGACY_ARGS, "mask_roi_extractor": LEGACY_ROI_ALIGN}
 LOW_QUALITY = {"match_low_quality": True}
 LEGACY: dict[str, Any] = {"sched_args": LEGACY_SCHED, "optim": LEGACY_OPTIM}
@@ -40,7 +40,7 @@ LEGACY: dict[str, Any] = {"sched_args": LEGACY_SCHED, "optim": LEGACY_OPTIM}
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 

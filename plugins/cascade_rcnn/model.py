@@ -15,8 +15,7 @@ from typing import Literal
 from detcli.nn.cascade_roi_head import CascadeRoIHead, cascade_stages
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import MaskHead
-from detcli.nn.rpn_head import ProposalLimits, rpn_head
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
 
 
 def cascade_rcnn(
@@ -24,21 +23,12 @@ def cascade_rcnn(
     num_classes: int,
     backbone: Backbone = "r50",
     neck: Neck = "fpn",
-    anchor_scales: tuple[float, ...] = (8.0,),
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    anchor_border: int | None = 0,
-    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
-    feat_channels: int | None = None,
-    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
-    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
-    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
-    rpn_loss_bbox: Loss = {"name": "smooth_l1", "beta": 0.1111111111111111},
-    rpn_loss_divisor: Literal["sampled", "capacity"] = "sampled",
-    train_nms_pre: int = 2000,
-    train_proposals: int = 2000,
-    test_nms_pre: int = 1000,
-    test_proposals: int = 1000,
-    proposal_nms_threshold: float = 0.7,
+    rpn_head: RPNHead = {
+        "name": "rpn",
+        "anchor_border": 0,
+        "loss_bbox": {"name": "smooth_l1", "beta": 0.1111111111111111},
+        "train_proposals": 2000,
+    },
     roi_extractor: RoIExtractor = "roi_align",
     box_convs: int = 0,
     box_fcs: int = 2,
@@ -60,7 +50,7 @@ def cascade_rcnn(
     mask_heads: int = 0,
     mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
     mask_convs: int = 4,
-    train_padding: bool = False,
+    mask_channels: int | None = None,
     coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_average: Literal["logits", "probabilities"] = "logits",
@@ -68,7 +58,7 @@ def cascade_rcnn(
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
 ) -> TwoStageDetector:
-    """Return the detector; the convolutions of RPN and masks are `feat_channels` wide (None: as the features).
+    """Return the detector; the convolutions of masks are `mask_channels` wide (None: as the features).
 
     Each stage has an IoU from which an RoI is an object's, deviations of its box coder and a weight of its losses; with
     `match_low_quality`, an RoI that overlaps an object most is that object's, where it reaches the IoU, even if it
@@ -78,27 +68,7 @@ def cascade_rcnn(
     Raises `UsageError` when the stages' arguments are not as many, or there are more mask heads than stages.
     """
     body = trunk(backbone, neck)
-    first_stage = rpn_head(
-        in_channels=body.channels,
-        strides=body.strides,
-        channels=feat_channels,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        anchor_border=anchor_border,
-        anchor_order="ratio",
-        anchor_style=anchor_style,
-        assigner=rpn_assigner,
-        sampler=rpn_sampler,
-        loss_cls=rpn_loss_cls,
-        loss_bbox=rpn_loss_bbox,
-        divisor=rpn_loss_divisor,
-        train_padding=train_padding,
-        coder_style=coder_style,
-        clamp_below=clamp_below,
-        train_limits=ProposalLimits(train_nms_pre, train_proposals),
-        test_limits=ProposalLimits(test_nms_pre, test_proposals),
-        nms_threshold=proposal_nms_threshold,
-    )
+    first_stage = body.rpn_head(rpn_head)
     extractor = body.roi_extractor(roi_extractor)
     stages = cascade_stages(
         trunk=body,
@@ -132,7 +102,7 @@ def cascade_rcnn(
         mask_roi_extractor=body.roi_extractor(mask_roi_extractor) if mask_heads else None,
         mask_heads=[
             MaskHead(
-                body.channels, num_classes, channels=feat_channels or body.channels, num_convs=mask_convs, norm=norm
+                body.channels, num_classes, channels=mask_channels or body.channels, num_convs=mask_convs, norm=norm
             )
             for _ in range(mask_heads)
         ],

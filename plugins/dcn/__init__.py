@@ -3,7 +3,7 @@
 from typing import Any
 
 from detcli.plugin import Overlay, Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
+from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
 
 DCONV: dict[str, Any] = {"dcn": "v1", "dcn_stages": (2, 3, 4)}
 
@@ -11,7 +11,7 @@ DCONV: dict[str, Any] = {"dcn": "v1", "dcn_stages": (2, 3, 4)}
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 
@@ -50,7 +50,7 @@ plugin = Plugin(
             backbone={"name": "r50_caffe", **DCONV},
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
+            args={**DETECTRON2_TWO_STAGE, "assigner": {"match_low_quality": False}},
             data=DETECTRON2_DATA,
             summary="deformable convolutions in the last three stages, as Detectron2 trains it",
         ),

@@ -10,7 +10,7 @@ MDCONV: dict[str, Any] = {"dcn": "v2", "dcn_stages": (2, 3, 4)}
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 

@@ -13,6 +13,7 @@ from detcli.published import (
     LEGACY_BOXES,
     LEGACY_OPTIM,
     LEGACY_SCHED,
+    UNCLAMPED,
     UNPADDED,
 )
 
@@ -35,7 +36,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={"clamp_below": False},
+            args=UNCLAMPED,
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
@@ -65,7 +66,7 @@ plugin = Plugin(
             model="fast_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={**LEGACY_BOXES, "coder_style": "v1", "assigner": {"match_low_quality": True}},
+            args={**LEGACY_BOXES, "assigner": {"match_low_quality": True}},
             summary="as MMDetection 0 trains it",
         ),
     ],

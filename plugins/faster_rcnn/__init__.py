@@ -8,26 +8,29 @@ from detcli.published import (
     DC5,
     DETECTRON2_C4,
     DETECTRON2_DATA,
+    DETECTRON2_ONE_MAP_RPN,
     DETECTRON2_RESIZE,
-    DETECTRON2_RPN,
     DETECTRON2_SCHED,
+    DETECTRON2_TWO_STAGE,
     DETECTRON_BOXES,
     DETECTRON_C4,
+    DETECTRON_ONE_MAP_RPN,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
     DETECTRON_RPN,
     DETECTRON_SCHED,
+    LEGACY_BOXES,
     LEGACY_OPTIM,
+    LEGACY_RPN,
     LEGACY_SCHED,
-    LEGACY_TWO_STAGE,
-    ONE_MAP,
-    ONE_MAP_PROPOSALS,
+    ONE_MAP_RPN,
     SIX_SIZES,
+    UNCLAMPED,
     UNPADDED,
 )
 
 DC5_BACKBONE = {"name": "r50_caffe", **DC5}
-DC5_ARGS = {**ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_border": 0}
+DC5_ARGS = {"neck": None, "rpn_head": {**ONE_MAP_RPN, "anchor_border": 0}}
 
 DETECTRON2: dict[str, Any] = {
     "model": "faster_rcnn",
@@ -35,12 +38,12 @@ DETECTRON2: dict[str, Any] = {
     "sched_args": DETECTRON2_SCHED,
     "data": DETECTRON2_DATA,
 }
-DETECTRON2_ONE_MAP = {**DETECTRON2_RPN, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
+DETECTRON2_ONE_MAP = {"neck": None, "rpn_head": DETECTRON2_ONE_MAP_RPN, **UNCLAMPED}
 
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 
@@ -109,7 +112,7 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_detectron2",
             backbone="r50_caffe",
-            args=DETECTRON2_RPN,
+            args=DETECTRON2_TWO_STAGE,
             summary="as Detectron2 trains it",
             **DETECTRON2,
         ),
@@ -147,7 +150,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM,
-            args={**DETECTRON_RPN, **DETECTRON_BOXES},
+            args={"rpn_head": DETECTRON_RPN, **DETECTRON_BOXES},
             summary="as Detectron trains it",
         ),
         Recipe(
@@ -157,14 +160,7 @@ plugin = Plugin(
             sched="180k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args={
-                **DETECTRON_RPN,
-                **DETECTRON_BOXES,
-                **ONE_MAP,
-                **ONE_MAP_PROPOSALS,
-                **DETECTRON_C4,
-                "rpn_loss_divisor": "sampled",
-            },
+            args={"neck": None, "rpn_head": DETECTRON_ONE_MAP_RPN, **DETECTRON_BOXES, **DETECTRON_C4},
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
         ),
@@ -173,7 +169,11 @@ plugin = Plugin(
             model="faster_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={**LEGACY_TWO_STAGE, "anchor_border": 0, "assigner": {"match_low_quality": True}},
+            args={
+                "rpn_head": {**LEGACY_RPN, "anchor_border": 0},
+                **LEGACY_BOXES,
+                "assigner": {"match_low_quality": True},
+            },
             summary="as MMDetection 0 trains it",
         ),
     ],

@@ -17,42 +17,39 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     roi_head.expect("shared_head", None)
     roi_head.ignore("init_cfg", "pretrained")
     model.expect("bbox_head", None)
-    boxes, coder_style = _box_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
+    boxes = _box_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
     if not model.has("rpn_head"):
         if roi_head.has("mask_head"):
             raise roi_head.unsupported("mask_head")
-        return {"name": "fast_rcnn", **boxes, "coder_style": coder_style}
-    first, first_style = first_stage(model, strides)
-    if first_style != coder_style:
-        raise roi_head.group("bbox_head").unsupported("bbox_coder")
-    both = {**first, **boxes, "coder_style": coder_style}
+        return {"name": "fast_rcnn", **boxes}
+    both = {"rpn_head": first_stage(model, strides), **boxes}
     if not roi_head.has("mask_head"):
         return {"name": "faster_rcnn", **both}
-    masks = _mask_stage(model, roi_head, train.group("rcnn"), test.group("rcnn"), strides)
+    masks = _mask_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
     if "norm" in boxes and boxes["norm"] != masks.get("norm", "none"):
         raise roi_head.group("mask_head").unsupported("norm_cfg")
     return {"name": "mask_rcnn", **both, **masks}
 
 
-def _box_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> tuple[dict[str, Any], str]:
-    """Return the arguments of the box head and its training, and the style of its box coder."""
+def _box_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
+    """Return the arguments of the box head and its training."""
     head = roi_head.group("bbox_head")
     extractor = parts.roi_extractor(roi_head, "bbox_roi_extractor", strides)
     train.ignore("mask_size")
-    args = {
+    return {
         "roi_extractor": extractor,
         **box_head(head, extractor),
         "assigner": parts.assigner(train),
         "sampler": parts.sampler(train),
         "decode_before_loss": head.flag("reg_decoded_bbox", False),
+        "coder_style": parts.coder_style(head, (0.1, 0.1, 0.2, 0.2)),
         **box_selection(test),
     }
-    return args, parts.coder_style(head, (0.1, 0.1, 0.2, 0.2))
 
 
-def _mask_stage(model: Group, roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
+def _mask_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
     """Return the arguments of the mask head."""
     extractor = parts.roi_extractor(roi_head, "mask_roi_extractor", strides)
     train.expect("mask_size", 2 * extractor["output_size"])
     test.expect("mask_thr_binary", 0.5)
-    return {"mask_roi_extractor": extractor, **mask_head(model, roi_head.group("mask_head"), extractor)}
+    return {"mask_roi_extractor": extractor, **mask_head(roi_head.group("mask_head"), extractor)}

@@ -13,8 +13,7 @@ from typing import Literal
 
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import roi_head
-from detcli.nn.rpn_head import ProposalLimits, rpn_head
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
 
 
 def faster_rcnn(
@@ -23,22 +22,7 @@ def faster_rcnn(
     backbone: Backbone = "r50",
     neck: Neck | None = "fpn",
     shared_head: bool = False,
-    anchor_scales: tuple[float, ...] = (8.0,),
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    anchor_border: int | None = None,
-    anchor_order: Literal["ratio", "scale"] = "ratio",
-    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
-    feat_channels: int | None = None,
-    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
-    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
-    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
-    rpn_loss_bbox: Loss = "l1",
-    rpn_loss_divisor: Literal["sampled", "capacity"] = "sampled",
-    train_nms_pre: int = 2000,
-    train_proposals: int = 1000,
-    test_nms_pre: int = 1000,
-    test_proposals: int = 1000,
-    proposal_nms_threshold: float = 0.7,
+    rpn_head: RPNHead = "rpn",
     roi_extractor: RoIExtractor = "roi_align",
     box_convs: int = 0,
     box_fcs: int = 2,
@@ -55,45 +39,22 @@ def faster_rcnn(
     loss_cls: Loss = "cross_entropy",
     loss_bbox: Loss = "l1",
     decode_before_loss: bool = False,
-    train_padding: bool = False,
     coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
 ) -> TwoStageDetector:
-    """Return the detector; its RPN's convolution is `feat_channels` wide (None: as the features).
+    """Return the detector.
 
     Boxes come from `box_convs` convolutions, which `norm` is for, and `box_fcs` fully connected layers.
 
     Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
-    RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
-    image and still be trained (None: any number); `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
-    of overlaps. For `anchor_order` and `anchor_style` see `AnchorGenerator`, for `coder_style` and `clamp_below`
-    `DeltaBoxCoder`, for `rpn_loss_divisor` and `train_padding` `RPNHead`.
+    RoIs, in place of the fully connected layers. `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
+    of overlaps. For `coder_style` and `clamp_below` see `DeltaBoxCoder`.
     """
     body = trunk(backbone, neck, shared_head=shared_head)
-    first_stage = rpn_head(
-        in_channels=body.channels,
-        strides=body.strides,
-        channels=feat_channels,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        anchor_border=anchor_border,
-        anchor_order=anchor_order,
-        anchor_style=anchor_style,
-        assigner=rpn_assigner,
-        sampler=rpn_sampler,
-        loss_cls=rpn_loss_cls,
-        loss_bbox=rpn_loss_bbox,
-        divisor=rpn_loss_divisor,
-        train_padding=train_padding,
-        coder_style=coder_style,
-        clamp_below=clamp_below,
-        train_limits=ProposalLimits(train_nms_pre, train_proposals),
-        test_limits=ProposalLimits(test_nms_pre, test_proposals),
-        nms_threshold=proposal_nms_threshold,
-    )
+    first_stage = body.rpn_head(rpn_head)
     second_stage = roi_head(
         trunk=body,
         num_classes=num_classes,

@@ -43,7 +43,7 @@ def test_overlap_losses_take_boxes_in_pixels(recipe):
 
 
 def test_proposals_of_training_and_test_have_their_own_limits():
-    model = make("faster_rcnn", "model.neck.out_channels=16", "model.train_proposals=30", "model.test_proposals=20")
+    model = make("faster_rcnn", "model.neck.out_channels=16", "model.rpn_head.train_proposals=30", "model.rpn_head.test_proposals=20")
     features = model.neck(model.backbone(make_batch().images))
     for mode, limit in ((True, 30), (False, 20)):
         proposals = model.train(mode).rpn_head.propose(model.rpn_head(features), torch.tensor([[96, 128]]))

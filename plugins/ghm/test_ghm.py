@@ -98,4 +98,4 @@ def test_the_overlay_trains_retinanet():
 
 def test_an_rpn_refuses_them():
     with pytest.raises(UsageError, match="the RPN's loss of classes must be a loss of single elements"):
-        build("models", resolve("rpn", settings=["model.loss_cls=ghm_c"]).config.model, num_classes=1)
+        build("models", resolve("rpn", settings=["model.rpn_head.loss_cls=ghm_c"]).config.model, num_classes=1)

@@ -6,7 +6,7 @@ from detcli.plugin import Part, Plugin, Recipe
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 

@@ -20,8 +20,7 @@ from detcli.nn.blocks import ConvNorm, Norm
 from detcli.nn.cascade_roi_head import CascadeRoIHead, CascadeStage, Refined, cascade_stages
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import MaskHead, RoISample
-from detcli.nn.rpn_head import ProposalLimits, rpn_head
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
 from detcli.registry import build
 from detcli.structures import UNLABELLED, Batch, Detections
 
@@ -32,20 +31,12 @@ def htc(
     num_semantic_classes: int = 183,
     backbone: Backbone = "r50",
     neck: Neck = "fpn",
-    anchor_scales: tuple[float, ...] = (8.0,),
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    anchor_border: int | None = 0,
-    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
-    feat_channels: int | None = None,
-    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
-    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
-    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
-    rpn_loss_bbox: Loss = {"name": "smooth_l1", "beta": 0.1111111111111111},
-    train_nms_pre: int = 2000,
-    train_proposals: int = 2000,
-    test_nms_pre: int = 1000,
-    test_proposals: int = 1000,
-    proposal_nms_threshold: float = 0.7,
+    rpn_head: RPNHead = {
+        "name": "rpn",
+        "anchor_border": 0,
+        "loss_bbox": {"name": "smooth_l1", "beta": 0.1111111111111111},
+        "train_proposals": 2000,
+    },
     roi_extractor: RoIExtractor = "roi_align",
     box_convs: int = 0,
     box_fcs: int = 2,
@@ -64,6 +55,7 @@ def htc(
     loss_bbox: Loss = "smooth_l1",
     mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
     mask_convs: int = 4,
+    mask_channels: int | None = None,
     semantic: bool = True,
     semantic_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
     semantic_level: int = 1,
@@ -74,7 +66,7 @@ def htc(
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
 ) -> TwoStageDetector:
-    """Return the detector; the convolutions of RPN and masks are `feat_channels` wide (None: as the features).
+    """Return the detector; the convolutions of masks are `mask_channels` wide (None: as the features).
 
     `num_semantic_classes` is the number of labels that pixels can have; without `semantic`, pixels need none and have
     no branch. That branch works at the pyramid's level `semantic_level`. For the rest see Cascade R-CNN, whose
@@ -83,27 +75,7 @@ def htc(
     Raises `UsageError` when the stages' arguments are not as many, or the pyramid lacks the level.
     """
     body = trunk(backbone, neck)
-    first_stage = rpn_head(
-        in_channels=body.channels,
-        strides=body.strides,
-        channels=feat_channels,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        anchor_border=anchor_border,
-        anchor_order="ratio",
-        anchor_style=anchor_style,
-        assigner=rpn_assigner,
-        sampler=rpn_sampler,
-        loss_cls=rpn_loss_cls,
-        loss_bbox=rpn_loss_bbox,
-        divisor="sampled",
-        train_padding=False,
-        coder_style=coder_style,
-        clamp_below=True,
-        train_limits=ProposalLimits(train_nms_pre, train_proposals),
-        test_limits=ProposalLimits(test_nms_pre, test_proposals),
-        nms_threshold=proposal_nms_threshold,
-    )
+    first_stage = body.rpn_head(rpn_head)
     box_features, mask_features = body.roi_extractor(roi_extractor), body.roi_extractor(mask_roi_extractor)
     stages = cascade_stages(
         trunk=body,
@@ -147,7 +119,7 @@ def htc(
         HybridMaskHead(
             body.channels,
             num_classes,
-            channels=feat_channels or body.channels,
+            channels=mask_channels or body.channels,
             num_convs=mask_convs,
             norm=norm,
             takes_previous=number > 0,

@@ -22,7 +22,7 @@ SMALL = {
     "backbone": "r18",
     "neck": {"name": "fpn", "out_channels": 16},
     "fc_channels": 16,
-    "train_proposals": 20,
+    "rpn_head": {"name": "rpn", "train_proposals": 20},
     "num_semantic_classes": 6,
 }
 

@@ -1,7 +1,7 @@
 """Faster R-CNN with the keypoints of each detection."""
 
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
+from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
 
 # In less than a thousand steps from random weights: fewer and narrower layers.
 DEMO = {
@@ -9,7 +9,7 @@ DEMO = {
         "model": {
             "fc_channels": 384,
             "sampler": {"num": 64},
-            "train_proposals": 300,
+            "rpn_head": {"train_proposals": 300},
             "keypoint_convs": 4,
             "keypoint_channels": 128,
         },
@@ -29,7 +29,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
+            args={**DETECTRON2_TWO_STAGE, "assigner": {"match_low_quality": False}},
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),

@@ -8,24 +8,26 @@ from detcli.published import (
     DC5,
     DETECTRON2_C4,
     DETECTRON2_DATA,
+    DETECTRON2_ONE_MAP_RPN,
     DETECTRON2_RESIZE,
-    DETECTRON2_RPN,
     DETECTRON2_SCHED,
+    DETECTRON2_TWO_STAGE,
     DETECTRON_BOXES,
     DETECTRON_C4,
+    DETECTRON_ONE_MAP_RPN,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
     DETECTRON_ROI_ALIGN,
     DETECTRON_RPN,
     DETECTRON_SCHED,
+    LEGACY_BOXES,
     LEGACY_OPTIM,
     LEGACY_ROI_ALIGN,
+    LEGACY_RPN,
     LEGACY_SCHED,
-    LEGACY_TWO_STAGE,
-    ONE_MAP,
-    ONE_MAP_PROPOSALS,
     SHARED_MASKS,
     SIX_SIZES,
+    UNCLAMPED,
     UNPADDED,
 )
 
@@ -38,32 +40,31 @@ DETECTRON2: dict[str, Any] = {
     "sched_args": DETECTRON2_SCHED,
     "data": DETECTRON2_DATA,
 }
-DETECTRON2_ARGS = {**DETECTRON2_RPN, **NO_LOW_QUALITY}
+DETECTRON2_ARGS = {**DETECTRON2_TWO_STAGE, **NO_LOW_QUALITY}
 SYNCBN = {"norm": "syncbn"}
-DETECTRON2_ONE_MAP = {**DETECTRON2_ARGS, **ONE_MAP, **ONE_MAP_PROPOSALS, "anchor_order": "scale"}
+DETECTRON2_ONE_MAP = {"neck": None, "rpn_head": DETECTRON2_ONE_MAP_RPN, **UNCLAMPED, **NO_LOW_QUALITY}
 
 DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
-DETECTRON_ARGS = {**DETECTRON_RPN, **DETECTRON_BOXES, **NO_LOW_QUALITY}
+DETECTRON_ARGS = {**DETECTRON_BOXES, **NO_LOW_QUALITY}
 
-DETECTRON_FPN = {**DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN}
+DETECTRON_FPN = {"rpn_head": DETECTRON_RPN, **DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN}
 DETECTRON_ONE_MAP = {
+    "neck": None,
+    "rpn_head": DETECTRON_ONE_MAP_RPN,
     **DETECTRON_ARGS,
-    **ONE_MAP,
-    **ONE_MAP_PROPOSALS,
     **DETECTRON_C4,
     **SHARED_MASKS,
-    "rpn_loss_divisor": "sampled",
 }
 
-LEGACY_ARGS = {**LEGACY_TWO_STAGE, "mask_roi_extractor": LEGACY_ROI_ALIGN}
+LEGACY_ARGS = {**LEGACY_BOXES, "mask_roi_extractor": LEGACY_ROI_ALIGN}
 
 # In the words of MMDetection, Fast Mask R-CNN.
-GIVEN = {"given_proposals": True}
+GIVEN: dict[str, Any] = {"rpn_head": None}
 
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "train_proposals": 300},
+        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
     }
 }
 
@@ -200,13 +201,13 @@ plugin = Plugin(
             model="mask_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={**LEGACY_ARGS, "anchor_border": 0},
+            args={"rpn_head": {**LEGACY_RPN, "anchor_border": 0}, **LEGACY_ARGS},
             summary="as MMDetection 0 trains it",
         ),
         Recipe(
             "mask_rcnn_legacy_v1",
             model="mask_rcnn",
-            args=LEGACY_ARGS,
+            args={"rpn_head": LEGACY_RPN, **LEGACY_ARGS},
             summary="as MMDetection 2 trains it for comparison with MMDetection 1",
         ),
     ],

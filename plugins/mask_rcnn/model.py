@@ -13,8 +13,7 @@ from typing import Literal
 
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import MaskHead, roi_head
-from detcli.nn.rpn_head import ProposalLimits, rpn_head
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
 
 
 def mask_rcnn(
@@ -23,23 +22,7 @@ def mask_rcnn(
     backbone: Backbone = "r50",
     neck: Neck | None = "fpn",
     shared_head: bool = False,
-    given_proposals: bool = False,
-    anchor_scales: tuple[float, ...] = (8.0,),
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    anchor_border: int | None = None,
-    anchor_order: Literal["ratio", "scale"] = "ratio",
-    anchor_style: Literal["exact", "torchvision", "v1", "detectron"] = "exact",
-    feat_channels: int | None = None,
-    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
-    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
-    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
-    rpn_loss_bbox: Loss = "l1",
-    rpn_loss_divisor: Literal["sampled", "capacity"] = "sampled",
-    train_nms_pre: int = 2000,
-    train_proposals: int = 1000,
-    test_nms_pre: int = 1000,
-    test_proposals: int = 1000,
-    proposal_nms_threshold: float = 0.7,
+    rpn_head: RPNHead | None = "rpn",
     roi_extractor: RoIExtractor = "roi_align",
     box_convs: int = 0,
     box_fcs: int = 2,
@@ -53,56 +36,30 @@ def mask_rcnn(
     mask_roi_extractor: RoIExtractor | None = {"name": "roi_align", "output_size": 14},
     mask_convs: int = 4,
     mask_channels: int | None = None,
-    train_padding: bool = False,
     coder_style: Literal["exact", "v1"] = "exact",
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
 ) -> TwoStageDetector:
-    """Return the detector; the convolutions of both stages are `feat_channels` wide (None: as the features).
+    """Return the detector; the convolutions of masks are `mask_channels` wide (None: as the features).
 
-    Those of masks can have their own width, `mask_channels`. Without a `mask_roi_extractor`, masks come from the
-    features that boxes come from. With `given_proposals`, it has no RPN, and needs proposals in its batches' targets,
-    also to detect.
+    Without a `mask_roi_extractor`, masks come from the features that boxes come from. Without an `rpn_head`, the model
+    needs proposals in its batches' targets, also to detect.
 
     Boxes come from `box_convs` convolutions and `box_fcs` fully connected layers; `norm` is for these convolutions and
     those of masks.
 
     Without a neck, both stages work on the backbone's only map; with `shared_head`, the backbone's last stage works on
-    RoIs, in place of the fully connected layers. `anchor_border` is how many pixels an anchor may reach beyond its
-    image and still be trained (None: any number); `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
-    of overlaps. For `anchor_order` and `anchor_style` see `AnchorGenerator`, for `coder_style` and `clamp_below`
-    `DeltaBoxCoder`, for `rpn_loss_divisor` and `train_padding` `RPNHead`.
+    RoIs, in place of the fully connected layers. `decode_before_loss` gives `loss_bbox` boxes in pixels, for losses
+    of overlaps. For `coder_style` and `clamp_below` see `DeltaBoxCoder`.
     """
     body = trunk(backbone, neck, shared_head=shared_head)
-    first_stage = None
-    if not given_proposals:
-        first_stage = rpn_head(
-            in_channels=body.channels,
-            strides=body.strides,
-            channels=feat_channels,
-            anchor_scales=anchor_scales,
-            anchor_ratios=anchor_ratios,
-            anchor_border=anchor_border,
-            anchor_order=anchor_order,
-            anchor_style=anchor_style,
-            assigner=rpn_assigner,
-            sampler=rpn_sampler,
-            loss_cls=rpn_loss_cls,
-            loss_bbox=rpn_loss_bbox,
-            divisor=rpn_loss_divisor,
-            train_padding=train_padding,
-            coder_style=coder_style,
-            clamp_below=clamp_below,
-            train_limits=ProposalLimits(train_nms_pre, train_proposals),
-            test_limits=ProposalLimits(test_nms_pre, test_proposals),
-            nms_threshold=proposal_nms_threshold,
-        )
+    first_stage = None if rpn_head is None else body.rpn_head(rpn_head)
     masks = MaskHead(
         body.roi_channels,
         num_classes,
-        channels=mask_channels or feat_channels or body.roi_channels,
+        channels=mask_channels or body.roi_channels,
         num_convs=mask_convs,
         norm=norm,
     )

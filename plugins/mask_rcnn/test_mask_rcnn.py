@@ -18,7 +18,7 @@ def make(*settings, recipe="mask_rcnn"):
 def test_the_mask_head_is_as_wide_as_the_neck_unless_told():
     head = make().roi_head.mask_head
     assert [conv.conv.weight.shape[:2] for conv in head.convs] == [(16, 16)] * 4
-    head = make("model.feat_channels=24", "model.mask_convs=2").roi_head.mask_head
+    head = make("model.mask_channels=24", "model.mask_convs=2").roi_head.mask_head
     assert [conv.conv.weight.shape[:2] for conv in head.convs] == [(24, 16), (24, 24)]
     assert head.conv_logits.weight.shape[:2] == (3, 24)
 

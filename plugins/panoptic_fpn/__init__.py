@@ -1,7 +1,7 @@
 """Mask R-CNN with classes of stuff for every pixel that no object has."""
 
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_RPN, DETECTRON2_SCHED
+from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
 
 # In a few hundred steps from random weights: narrower layers, and stuff of any size, since pictures are small.
 DEMO = {
@@ -10,7 +10,7 @@ DEMO = {
         "model": {
             "fc_channels": 384,
             "sampler": {"num": 64},
-            "train_proposals": 300,
+            "rpn_head": {"train_proposals": 300},
             "semantic_channels": 64,
             "least_stuff_area": 64,
         },
@@ -32,7 +32,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_RPN, "assigner": {"match_low_quality": False}},
+            args={**DETECTRON2_TWO_STAGE, "assigner": {"match_low_quality": False}},
             optim={"norm_decay": 0.0},
             data={**DETECTRON2_DATA, "keep_empty": True},
             summary="as Detectron2 trains it",

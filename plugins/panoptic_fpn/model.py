@@ -17,9 +17,8 @@ from detcli.errors import DetcliError
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.masks import paste_masks
 from detcli.nn.roi_head import MaskHead, roi_head
-from detcli.nn.rpn_head import ProposalLimits, rpn_head
 from detcli.nn.semantic_head import SemanticHead, resize_logits
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, Sampler
+from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
 from detcli.structures import UNLABELLED, Batch, Detections, ImageInfo, Panoptic
 
 
@@ -29,19 +28,7 @@ def panoptic_fpn(
     num_stuff_classes: int = 53,
     backbone: Backbone = "r50",
     neck: Neck = "fpn",
-    anchor_scales: tuple[float, ...] = (8.0,),
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    anchor_border: int | None = None,
-    rpn_assigner: Assigner = {"name": "max_iou", "positive": 0.7, "negative": 0.3, "min_positive": 0.3},
-    rpn_sampler: Sampler = {"name": "random", "num": 256, "positive_fraction": 0.5},
-    rpn_loss_cls: Loss = {"name": "cross_entropy", "sigmoid": True},
-    rpn_loss_bbox: Loss = "l1",
-    rpn_loss_divisor: Literal["sampled", "capacity"] = "sampled",
-    train_nms_pre: int = 2000,
-    train_proposals: int = 1000,
-    test_nms_pre: int = 1000,
-    test_proposals: int = 1000,
-    proposal_nms_threshold: float = 0.7,
+    rpn_head: RPNHead = "rpn",
     roi_extractor: RoIExtractor = "roi_align",
     box_convs: int = 0,
     box_fcs: int = 2,
@@ -57,7 +44,6 @@ def panoptic_fpn(
     semantic_channels: int = 128,
     semantic_norm: Literal["bn", "syncbn", "gn"] = "gn",
     semantic_loss_weight: float = 0.5,
-    train_padding: bool = False,
     clamp_below: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
@@ -72,32 +58,11 @@ def panoptic_fpn(
     those of masks.
 
     Detections of at least `segment_score` become segments, but those of which better ones cover more than
-    `segment_overlap`; then stuff of at least `least_stuff_area` pixels of the picture. `anchor_border` is how many
-    pixels an anchor may reach beyond its image and still be trained (None: any number). For `clamp_below` see
-    `DeltaBoxCoder`, for `rpn_loss_divisor` and `train_padding` `RPNHead`.
+    `segment_overlap`; then stuff of at least `least_stuff_area` pixels of the picture. For `clamp_below` see
+    `DeltaBoxCoder`.
     """
     body = trunk(backbone, neck)
-    first_stage = rpn_head(
-        in_channels=body.channels,
-        strides=body.strides,
-        channels=None,
-        anchor_scales=anchor_scales,
-        anchor_ratios=anchor_ratios,
-        anchor_border=anchor_border,
-        anchor_order="ratio",
-        anchor_style="exact",
-        assigner=rpn_assigner,
-        sampler=rpn_sampler,
-        loss_cls=rpn_loss_cls,
-        loss_bbox=rpn_loss_bbox,
-        divisor=rpn_loss_divisor,
-        train_padding=train_padding,
-        coder_style="exact",
-        clamp_below=clamp_below,
-        train_limits=ProposalLimits(train_nms_pre, train_proposals),
-        test_limits=ProposalLimits(test_nms_pre, test_proposals),
-        nms_threshold=proposal_nms_threshold,
-    )
+    first_stage = body.rpn_head(rpn_head)
     second_stage = roi_head(
         trunk=body,
         num_classes=num_classes,

@@ -3,35 +3,21 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import (
     DETECTRON2_DATA,
+    DETECTRON2_RPN,
     DETECTRON2_SCHED,
-    DETECTRON_ANCHORS,
     DETECTRON_OPTIM,
-    DETECTRON_RPN_LOSS,
+    DETECTRON_RPN,
     DETECTRON_SCHED,
-    EVERY_BEST_ANCHOR,
     LEGACY_OPTIM,
-    LEGACY_RPN_LOSS,
+    LEGACY_RPN,
     LEGACY_SCHED,
-    LEGACY_STYLES,
-    ONE_MAP,
+    ONE_MAP_ANCHORS,
     UNPADDED,
 )
 
-DETECTRON2 = {
-    "assigner": EVERY_BEST_ANCHOR,
-    "anchor_border": None,
-    "loss_divisor": "capacity",
-    "train_padding": True,
-    "clamp_below": False,
-    "max_per_image": 2000,
-}
-DETECTRON = {
-    **DETECTRON_ANCHORS,
-    "assigner": EVERY_BEST_ANCHOR,
-    "loss_bbox": DETECTRON_RPN_LOSS,
-    "clamp_below": False,
-    "max_per_image": 2000,
-}
+DETECTRON2 = {**DETECTRON2_RPN, "anchor_border": None, "test_proposals": 2000}
+DETECTRON = {**DETECTRON_RPN, "test_proposals": 2000}
+ONE_MAP = {**ONE_MAP_ANCHORS, "test_nms_pre": 12000}
 # RPN alone needs no stage after the map that it works on.
 C4_DETECTRON2 = {"name": "r50_caffe", "out_stages": (3,)}
 C4_DETECTRON = {"name": "r50_detectron", "out_stages": (3,)}
@@ -50,7 +36,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2, "nms_pre": 1000},
+            args={"rpn_head": {**DETECTRON2, "test_nms_pre": 1000}},
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
@@ -60,7 +46,7 @@ plugin = Plugin(
             backbone=C4_DETECTRON2,
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2, **ONE_MAP, "anchor_order": "scale", "nms_pre": 12000},
+            args={"neck": None, "rpn_head": {**DETECTRON2, **ONE_MAP, "anchor_order": "scale"}},
             input=UNPADDED,
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it on the map of the third stage",
@@ -72,7 +58,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM,
-            args={**DETECTRON, "loss_divisor": "capacity", "nms_pre": 1000},
+            args={"rpn_head": {**DETECTRON, "test_nms_pre": 1000}},
             summary="as Detectron trains it",
         ),
         Recipe(
@@ -82,7 +68,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM,
-            args={**DETECTRON, **ONE_MAP, "nms_pre": 12000},
+            args={"neck": None, "rpn_head": {**DETECTRON, **ONE_MAP, "loss_divisor": "sampled"}},
             input=UNPADDED,
             summary="as Detectron trains it on the map of the third stage",
         ),
@@ -91,7 +77,7 @@ plugin = Plugin(
             model="rpn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={**LEGACY_STYLES, "loss_bbox": LEGACY_RPN_LOSS, "max_per_image": 2000},
+            args={"rpn_head": {**LEGACY_RPN, "test_proposals": 2000}},
             summary="as MMDetection 0 trains it",
         ),
     ],

@@ -12,17 +12,11 @@ from detcli.convert.mmdet_parts import Strides
 def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     """Return the model of a config with an RPNHead alone."""
     train = model.group("train_cfg").group("rpn")
-    head = parts.proposal_head(model, train, strides)
     proposals = parts.proposals(model.group("test_cfg").group("rpn"))
-    return {
-        "name": "rpn",
-        **head.anchor_args,
-        "assigner": head.assigner,
-        "sampler": head.sampler,
-        "loss_cls": head.loss_cls,
-        "loss_bbox": head.loss_bbox,
-        "coder_style": head.coder_style,
-        "nms_pre": proposals.nms_pre,
+    head = {
+        **parts.rpn_head(model, train, strides),
+        "test_nms_pre": proposals.nms_pre,
+        "test_proposals": proposals.max_per_image,
         "nms_threshold": proposals.nms_threshold,
-        "max_per_image": proposals.max_per_image,
     }
+    return {"name": "rpn", "rpn_head": head}

@@ -14,11 +14,11 @@ def make(*settings):
 
 def test_the_head_is_as_wide_as_the_neck_unless_told():
     assert make().rpn_head.rpn_conv.weight.shape[:2] == (16, 16)
-    assert make("model.feat_channels=24").rpn_head.rpn_conv.weight.shape[:2] == (24, 16)
+    assert make("model.rpn_head.channels=24").rpn_head.rpn_conv.weight.shape[:2] == (24, 16)
 
 
 def test_detections_are_proposals_of_no_class():
-    model = make("model.max_per_image=50").eval()
+    model = make("model.rpn_head.test_proposals=50").eval()
     assert model.tasks == ("proposal",)
     with torch.no_grad():
         found = model(Batch(torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [64, 128]])))

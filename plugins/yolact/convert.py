@@ -46,7 +46,7 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
         "name": "yolact",
         **even_anchors(head, strides),
         "stacked_convs": head.integer("num_head_convs", 1),
-        "feat_channels": parts.feat_channels(head),
+        "feat_channels": parts.width(head, "feat_channels"),
         "num_prototypes": num_prototypes,
         "assigner": parts.assigner(train),
         "negative_ratio": train.integer("neg_pos_ratio"),

@@ -57,7 +57,7 @@ C4 = {
     "backbone": {"name": "resnet", "out_stages": [3, 4]},
     "neck": None,
     "shared_head": True,
-    "anchor_scales": [2, 4, 8, 16, 32],
+    "rpn_head": {"name": "rpn", "anchor_scales": [2, 4, 8, 16, 32]},
 }
 
 

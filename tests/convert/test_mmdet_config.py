@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from detcli.config import load
+from detcli.config import leaves, load, revise
 from detcli.convert.mmdet_config import parse, translate
 from detcli.errors import DetcliError
 from detcli.registry import build
@@ -508,7 +508,7 @@ def _cut(text, start, end):
 
 LEGACY = {
     "retinanet": (V1_RETINANET, {}),
-    "mask_rcnn": (V1_MASK_RCNN, {"anchor_border": 0}),
+    "mask_rcnn": (V1_MASK_RCNN, {"rpn_head": {"anchor_border": 0}}),
     "cascade_mask_rcnn": (v1_cascade(), {"match_low_quality": True}),
 }
 """Of each method, its config of 1.x, and how it differs from the case that 2.x keeps for its checkpoints."""
@@ -518,8 +518,10 @@ LEGACY = {
 def test_version_1_says_the_same_as_its_legacy_form_in_version_2(method):
     text, differs = LEGACY[method]
     ours, theirs = loaded(parse(text)), loaded(config_of(f"legacy_1.x/{method}_r50_fpn_1x_coco_v1"))
-    assert ours.model == theirs.model | differs
-    assert ours.model["anchor_style"] == ours.model["coder_style"] == "v1"
+    expected = revise(theirs, flags={f"model.{key}": value for key, value in leaves(differs).items()})
+    assert ours.model == expected.model
+    boxes = ours.model.get("rpn_head", ours.model)
+    assert boxes["anchor_style"] == boxes["coder_style"] == ours.model["coder_style"] == "v1"
     assert ours.input == theirs.input
     assert ours.data == theirs.data
     assert ours.optim.clip_norm == 35
@@ -553,7 +555,8 @@ def test_before_0_6_losses_were_trained_with_what_the_training_says():
     text = text[:proposals] + text[text.index("    rcnn=dict(\n        assigner") :]
     model = loaded(parse(text)).model
     expected = loaded(parse(V1_MASK_RCNN)).model
-    assert model == expected | {"train_nms_pre": 1000, "train_proposals": 1000}
+    proposals = {"train_nms_pre": 1000, "train_proposals": 1000}
+    assert model == expected | {"rpn_head": expected["rpn_head"] | proposals}
 
     start, end = V1_RETINANET.index("        loss_cls="), V1_RETINANET.index("train_cfg = ")
     text = V1_RETINANET[:start] + "    ))\n" + V1_RETINANET[end:]
@@ -640,7 +643,6 @@ UNSUPPORTED = [
     ("rpn_head.anchor_generator.center_offset", 0.5, "model.rpn_head.anchor_generator.center_offset"),
     ("rpn_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], "model.rpn_head.bbox_coder.target_stds"),
     ("rpn_head.bbox_coder.type", "TBLRBBoxCoder", "model.rpn_head.bbox_coder.type"),
-    ("rpn_head.bbox_coder.type", "LegacyDeltaXYWHBBoxCoder", "model.roi_head.bbox_head.bbox_coder"),
     ("rpn_head.loss_cls", {"type": "SeesawLoss"}, "a loss of type 'SeesawLoss'"),
     ("rpn_head.loss_cls.class_weight", [1.0], "model.rpn_head.loss_cls.class_weight"),
     ("roi_head.type", "PointRendRoIHead", "a head of type 'PointRendRoIHead'"),
@@ -656,7 +658,6 @@ UNSUPPORTED = [
     ),
     ("roi_head.mask_head.type", "CoarseMaskHead", "model.roi_head.mask_head.type"),
     ("roi_head.mask_head.upsample_cfg", {"type": "carafe"}, "model.roi_head.mask_head.upsample_cfg"),
-    ("roi_head.mask_head.conv_out_channels", 128, "model.roi_head.mask_head.conv_out_channels to 128"),
     ("train_cfg.rcnn.sampler.type", "OHEMSampler", "model.train_cfg.rcnn.sampler.type"),
     ("train_cfg.rcnn.assigner.type", "UniformAssigner", "an assigner of type 'UniformAssigner'"),
     ("train_cfg.rcnn.mask_size", 14, "model.train_cfg.rcnn.mask_size"),
@@ -678,6 +679,16 @@ def test_what_the_model_can_not_be_is_named(key, value, named):
         translate(config, [])
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_both_stages_have_widths_and_box_coders_of_their_own():
+    config = config_of(ARTICLES["mask_rcnn"])
+    at(config["model"], ["rpn_head", "bbox_coder"])["type"] = "LegacyDeltaXYWHBBoxCoder"
+    at(config["model"], ["rpn_head"])["feat_channels"] = 64
+    at(config["model"], ["roi_head", "mask_head"])["conv_out_channels"] = 128
+    model = loaded(config).model
+    assert (model["rpn_head"]["coder_style"], model["coder_style"]) == ("v1", "exact")
+    assert (model["rpn_head"]["channels"], model["mask_channels"]) == (64, 128)
 
 
 @pytest.mark.parametrize("head", ["PISARetinaHead", "FreeAnchorRetinaHead", "SSDHead", "GFLHead", "YOLOV3Head"])

@@ -36,13 +36,13 @@ CONFIG_KEYS = (
 """The keys of an MMDetection case that are its config's, `data` aside."""
 
 OVERRIDES = {
-    "model.train_cfg.rpn.sampler.num": ("rpn_sampler.num", "sampler.num"),
+    "model.train_cfg.rpn.sampler.num": ("rpn_head.sampler.num", "sampler.num"),
     "model.train_cfg.rcnn.sampler.num": ("sampler.num",),
     **{f"model.train_cfg.rcnn.{stage}.sampler.num": ("sampler.num",) for stage in range(3)},
-    "model.train_cfg.rpn_proposal.max_per_img": ("train_proposals",),
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("rpn_sampler.num", "sampler.num"),
+    "model.train_cfg.rpn_proposal.max_per_img": ("rpn_head.train_proposals",),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("rpn_head.sampler.num", "sampler.num"),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("sampler.num",),
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("train_proposals",),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("rpn_head.train_proposals",),
 }
 """What cases change for training, so that nothing is drawn at random, and our arguments: the first that a model has."""
 

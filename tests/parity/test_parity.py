@@ -85,7 +85,7 @@ def kinds(names):
     for name in names:
         case = CASES[name]
         model = comparison.config_of(case).model
-        found.add((case["origin"], model["name"], model.get("anchor_style")))
+        found.add((case["origin"], model["name"], (model.get("rpn_head") or model).get("anchor_style")))
     return found
 
 
