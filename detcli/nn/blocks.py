@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.autograd import Function
 from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 
+from detcli.errors import UsageError
 from detcli.nn.processes import process_count
 
 Norm: TypeAlias = Literal["bn", "syncbn", "gn", "gn_ws"]
@@ -21,11 +22,15 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     """Return a normalisation layer for maps of `channels` channels; gn has 32 groups (Wu and He 2018, section 4).
 
     syncbn shares its statistics between processes, and is bn where there is one process.
+
+    Raises `UsageError` when the channels can't be divided into the groups.
     """
     if kind == "bn":
         return nn.BatchNorm2d(channels)
     if kind == "syncbn":
         return SyncBatchNorm(channels)
+    if channels % 32:
+        raise UsageError(f"norm {kind} has 32 groups, which maps of {channels} channels can't be divided into: set bn.")
     return nn.GroupNorm(32, channels)
 
 

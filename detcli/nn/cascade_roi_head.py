@@ -15,7 +15,7 @@ from detcli.nn.blocks import Norm
 from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.detector import Trunk
 from detcli.nn.postprocess import multiclass_nms
-from detcli.nn.roi_head import BBoxHead, MaskHead, RoISample, mask_losses, sample_rois, to_rois
+from detcli.nn.roi_head import BBoxHead, MaskHead, ObjectMaps, RoISample, mask_losses, sample_rois, to_rois
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
 from detcli.registry import build
@@ -212,12 +212,9 @@ class CascadeRoIHead(nn.Module):
     def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops where there are heads for them."""
         found = self.detect_boxes(features, proposals, batch)
-        if self.mask_head:
-            labels = torch.cat([detections.labels for detections in found])
-            rois = pool(self.mask_roi_extractor, features, [detections.boxes for detections in found])
-            logits = self.mask_logits(rois, labels, range(len(self.mask_head)))
-            crops = torch.stack([stage.float().sigmoid() for stage in logits]).mean(0)
-            parts = torch.split(crops, [len(detections) for detections in found])
+        masks = self.object_maps(features, found).masks
+        if masks is not None:
+            parts = torch.split(masks, [len(detections) for detections in found])
             for detections, part in zip(found, parts, strict=True):
                 detections.mask_crops = part
         return found
@@ -240,6 +237,15 @@ class CascadeRoIHead(nn.Module):
             )
             found.append(Detections(kept_boxes, kept_scores, labels))
         return found
+
+    def object_maps(self, features: Sequence[Tensor], found: list[Detections]) -> ObjectMaps:
+        """Return the masks of the boxes and labels of each image, the mean of all stages' probabilities."""
+        if not self.mask_head:
+            return ObjectMaps()
+        labels = torch.cat([detections.labels for detections in found])
+        rois = pool(self.mask_roi_extractor, features, [detections.boxes for detections in found])
+        logits = self.mask_logits(rois, labels, range(len(self.mask_head)))
+        return ObjectMaps(masks=torch.stack([stage.float().sigmoid() for stage in logits]).mean(0))
 
 
 def pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:

@@ -12,12 +12,22 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
+from detcli.errors import UsageError
+from detcli.nn.blocks import StandardizedConv2d
 from detcli.nn.roi_align import pyramid_roi_align
 from detcli.nn.roi_extractor import SingleLevelExtractor
 
 
 def deformable(conv: nn.Conv2d, *, modulated: bool, groups: int = 1) -> DeformConv2d:
-    """Return a convolution of the shape of `conv` with `groups` sets of sampling points, `modulated` or not."""
+    """Return a convolution of the shape of `conv` with `groups` sets of sampling points, `modulated` or not.
+
+    Raises `UsageError` when the weights of `conv` are standardised: no deformable convolution does that.
+    """
+    if isinstance(conv, StandardizedConv2d):
+        raise UsageError(
+            "convolutions whose weights are standardised (norm gn_ws) can't be deformable: "
+            "take another backbone, or `--set model.backbone.dcn=none`."
+        )
     return DeformConv2d(
         conv.in_channels,
         conv.out_channels,

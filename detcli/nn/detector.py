@@ -82,10 +82,13 @@ class Detector(nn.Module):
         Losses are scalars; those with "loss" in their name are summed, others are only logged. Detections
         are in pixels of the batch's images, best first.
         """
-        features = self.backbone(batch.images)
-        if self.neck is not None:
-            features = self.neck(features)
+        features = self.features(batch.images)
         return self.losses(features, batch) if self.training else self.detect(features, batch)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps of images [N,3,H,W] that the heads see."""
+        maps: tuple[Tensor, ...] = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
 
     def whole_backbone(self) -> nn.Module:
         """Return the module that the backbone's own weights are for, with the names that they have."""
@@ -173,12 +176,14 @@ class TwoStageDetector(Detector):
 
     def detect(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
         """Return the second stage's detections."""
-        if self.rpn_head is None:
-            proposals = given_proposals(batch)
-        else:
-            proposals = [image.boxes for image in self.rpn_head.propose(self.rpn_head(features), batch.sizes)]
-        detections: list[Detections] = self.roi_head.detect(features, proposals, batch)
+        detections: list[Detections] = self.roi_head.detect(features, self.proposals(features, batch), batch)
         return detections
+
+    def proposals(self, features: tuple[Tensor, ...], batch: Batch) -> list[Tensor]:
+        """Return the boxes [P,4] of each image that the second stage looks at to detect."""
+        if self.rpn_head is None:
+            return given_proposals(batch)
+        return [image.boxes for image in self.rpn_head.propose(self.rpn_head(features), batch.sizes)]
 
 
 def given_proposals(batch: Batch) -> list[Tensor]:

@@ -61,6 +61,14 @@ class RoISample:
         )
 
 
+@dataclass(slots=True)
+class ObjectMaps:
+    """What heads say of the RoIs of all images: probabilities masks [R,S,S], logits keypoints [R,K,S,S], or None."""
+
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+
 def roi_head(
     *,
     trunk: Trunk,
@@ -338,6 +346,20 @@ class RoIHead(nn.Module):
 
     def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops and keypoints where there are heads for them."""
+        found = self.detect_boxes(features, proposals, batch)
+        counts = [len(detections) for detections in found]
+        maps = self.object_maps(features, found)
+        if maps.masks is not None:
+            for detections, part in zip(found, torch.split(maps.masks, counts), strict=True):
+                detections.mask_crops = part
+        if maps.keypoints is not None:
+            keypoints = find_keypoints(maps.keypoints, torch.cat([detections.boxes for detections in found]))
+            for detections, part in zip(found, torch.split(keypoints, counts), strict=True):
+                detections.keypoints = part
+        return found
+
+    def detect_boxes(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+        """Return the detections of each image, without masks and keypoints."""
         counts = [len(boxes) for boxes in proposals]
         rois = to_rois(proposals)
         logits, deltas = self.bbox_head(self._pool(self.bbox_roi_extractor, features, proposals))
@@ -350,20 +372,20 @@ class RoIHead(nn.Module):
                 image_boxes, image_scores, self.score_threshold, self.nms_threshold, self.max_per_image
             )
             found.append(Detections(kept_boxes, kept_scores, labels))
+        return found
+
+    def object_maps(self, features: Sequence[Tensor], found: list[Detections]) -> ObjectMaps:
+        """Return what the heads of masks and keypoints make of the boxes and labels of each image."""
+        boxes = [detections.boxes for detections in found]
+        maps = ObjectMaps()
         if self.mask_head is not None:
             labels = torch.cat([detections.labels for detections in found])
-            extractor = self.mask_roi_extractor or self.bbox_roi_extractor
-            crops = self.mask_head(self._pool(extractor, features, [detections.boxes for detections in found]), labels)
-            parts = torch.split(crops.float().sigmoid(), [len(detections) for detections in found])
-            for detections, part in zip(found, parts, strict=True):
-                detections.mask_crops = part
+            rois = self._pool(self.mask_roi_extractor or self.bbox_roi_extractor, features, boxes)
+            maps.masks = self.mask_head(rois, labels).float().sigmoid()
         if self.keypoint_head is not None:
-            extractor = self.keypoint_roi_extractor or self.bbox_roi_extractor
-            every = [detections.boxes for detections in found]
-            keypoints = find_keypoints(self.keypoint_head(self._pool(extractor, features, every)), torch.cat(every))
-            for detections, part in zip(found, torch.split(keypoints, [len(boxes) for boxes in every]), strict=True):
-                detections.keypoints = part
-        return found
+            rois = self._pool(self.keypoint_roi_extractor or self.bbox_roi_extractor, features, boxes)
+            maps.keypoints = self.keypoint_head(rois)
+        return maps
 
     def _object_heads(self) -> list[tuple[nn.Module | None, MaskHead | KeypointHead]]:
         """Return the heads that look at objects alone, and where the features of their RoIs come from."""

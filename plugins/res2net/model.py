@@ -6,12 +6,14 @@ convolutions and shortcuts that stride by averaging, as "v1d" in the names of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from detcli.nn.blocks import Norm, make_conv, make_norm
+from detcli.nn.deform import deformable
 from detcli.nn.fold import conv_norm
 from detcli.nn.resnet import Place, ResidualBlock, ResNet, deep_stem, residual_stages
 
@@ -29,14 +31,25 @@ def res2net(
     out_stages: tuple[int, ...] = (1, 2, 3, 4),
     strides: tuple[int, ...] = (1, 2, 2, 2),
     dilations: tuple[int, ...] = (1, 1, 1, 1),
+    dcn: Literal["none", "v1", "v2"] = "none",
+    dcn_stages: tuple[int, ...] = (2, 3, 4),
+    dcn_groups: int = 1,
 ) -> ResNet:
     """Return a Res2Net whose blocks split their maps into `scales` groups, `base_width` wide in the first stage.
 
-    The other arguments are those of `detcli.nn.resnet.resnet`.
+    With `dcn`, all 3x3 convolutions of the blocks of `dcn_stages` are deformable. The other arguments are those of
+    `detcli.nn.resnet.resnet`.
     """
 
     def block(place: Place) -> Res2Block:
-        return Res2Block(place, scales, place.channels * base_width // 64, norm)
+        width = place.channels * base_width // 64
+        convs = [
+            make_conv(width, width, 3, stride=place.stride, dilation=place.dilation, norm=norm)
+            for _ in range(scales - 1)
+        ]
+        if dcn != "none" and place.stage in dcn_stages:
+            convs = [deformable(conv, modulated=dcn == "v2", groups=dcn_groups) for conv in convs]
+        return Res2Block(place, convs, width, norm)
 
     return ResNet(
         residual_stages(depth, block, num_stages=max(out_stages), strides=strides, dilations=dilations),
@@ -52,12 +65,13 @@ def res2net(
 
 
 class Res2Block(ResidualBlock):
-    """A bottleneck whose 3x3 convolution is one for each group of maps but the last (figure 2b).
+    """A bottleneck whose 3x3 convolution is one of `convs` for each group of `width` maps but the last (figure 2b).
 
     Each sees its group and, except in the first block of a stage, what the convolution before it found.
     """
 
-    def __init__(self, place: Place, scales: int, width: int, norm: Norm) -> None:
+    def __init__(self, place: Place, convs: Sequence[nn.Conv2d], width: int, norm: Norm) -> None:
+        scales = len(convs) + 1
         outer = {
             1: make_conv(place.in_channels, width * scales, 1, norm=norm),
             3: make_conv(width * scales, place.channels * 4, 1, norm=norm),
@@ -65,10 +79,7 @@ class Res2Block(ResidualBlock):
         super().__init__(outer, place.stride, norm, avg_down=True)
         self.width = width
         self.first = place.first
-        self.convs = nn.ModuleList(
-            make_conv(width, width, 3, stride=place.stride, dilation=place.dilation, norm=norm)
-            for _ in range(scales - 1)
-        )
+        self.convs = nn.ModuleList(convs)
         self.bns = nn.ModuleList(make_norm(norm, width) for _ in self.convs)
         self.pool = nn.AvgPool2d(3, place.stride, padding=1) if place.stride > 1 else nn.Identity()
 

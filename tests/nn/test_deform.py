@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
 from detcli.nn.blocks import make_conv
 from detcli.nn.deform import DeformConv2d, deform_roi_pool, deformable
 from detcli.nn.resnet import resnet
@@ -49,6 +49,12 @@ def test_the_chosen_stages_of_a_resnet_are_deformable(depth):
     assert {name.split(".", 2)[2] for name in found} == {"conv2.conv_offset"}
     assert model.get_submodule("layer3.0.conv2.conv_offset").weight.shape[0] == 2 * 3 * 9
     assert all(not value.any() for name, value in model.state_dict().items() if "conv_offset" in name)
+
+
+def test_standardised_weights_do_not_deform():
+    with pytest.raises(UsageError, match=r"gn_ws\) can't be deformable"):
+        resnet(depth=50, norm="gn_ws", dcn="v2", dcn_stages=(4,))
+    assert not any("conv_offset" in name for name in resnet(depth=50, norm="gn_ws").state_dict())
 
 
 def test_weights_of_the_plain_resnet_are_those_of_the_deformable_one(tmp_path):
