@@ -32,8 +32,12 @@ EVERYTHING = RandomSampler(num=2**31, positive_fraction=1.0)
 
 @dataclass(slots=True)
 class CascadeStage:
-    """A stage: its head, and how RoIs are chosen that it is trained on; its losses are times `loss_weight`."""
+    """A stage: what takes the features of RoIs, its head, and how RoIs are chosen that it is trained on.
 
+    Its losses are times `loss_weight`.
+    """
+
+    roi_extractor: nn.Module
     bbox_head: BBoxHead
     assigner: AnchorAssigner
     sampler: RandomSampler
@@ -44,7 +48,7 @@ def cascade_stages(
     *,
     trunk: Trunk,
     num_classes: int,
-    roi_size: int,
+    roi_extractor: PartConfig,
     box_convs: int,
     box_fcs: int,
     fc_channels: int,
@@ -73,11 +77,13 @@ def cascade_stages(
             f"a cascade with {len(ious)} stages (stage_ious) has {len(stds)} stage_stds, {len(loss_weights)} "
             f"stage_weights and {num_masks} mask_heads: give as many of each, and no more mask_heads."
         )
+    extractors = stage_extractors(trunk, roi_extractor, len(ious))
     return [
         CascadeStage(
+            extractors[number],
             BBoxHead(
                 trunk.roi_channels,
-                roi_size,
+                extractors[number].output_size,
                 num_classes,
                 DeltaBoxCoder(stds=deviations, clamp_below=clamp_below, style=coder_style),
                 build("losses", loss_cls),
@@ -97,6 +103,12 @@ def cascade_stages(
     ]
 
 
+def stage_extractors(trunk: Trunk, part: PartConfig, count: int) -> list[Any]:
+    """Return what takes the features of RoIs for each of `count` stages: one for all where it has nothing to learn."""
+    extractors = [trunk.roi_extractor(part) for _ in range(count)]
+    return extractors if any(extractor.state_dict() for extractor in extractors) else extractors[:1] * count
+
+
 @dataclass(slots=True)
 class Refined:
     """The boxes [P,4] that a stage made of its RoIs, for each image, and which of them, [P], the next one may use."""
@@ -108,8 +120,8 @@ class Refined:
 class CascadeRoIHead(nn.Module):
     """Finds the class and box of each proposal in stages, and its mask.
 
-    The mask head of a stage, for as many of the first stages as there are `mask_heads`, is trained on the stage's RoIs;
-    masks are the mean of all. Scores are the mean over the stages, of `logits` (MMDetection) or of `probabilities`
+    The mask head of a stage, for as many of the first stages as there are `mask_heads`, is trained on the stage's RoIs,
+    whose features the stage's one of `mask_roi_extractors` takes; masks are the mean of all. Scores are the mean over the stages, of `logits` (MMDetection) or of `probabilities`
     (Detectron2); boxes are those of the last. The gradient from each stage's boxes to the features is times
     `roi_gradient`.
 
@@ -119,7 +131,6 @@ class CascadeRoIHead(nn.Module):
 
     def __init__(
         self,
-        bbox_roi_extractor: nn.Module,
         stages: Sequence[CascadeStage],
         *,
         resample: bool,
@@ -128,12 +139,12 @@ class CascadeRoIHead(nn.Module):
         score_threshold: float,
         nms_threshold: float,
         max_per_image: int,
-        mask_roi_extractor: nn.Module | None = None,
+        mask_roi_extractors: Sequence[nn.Module] = (),
         mask_heads: Sequence[MaskHead] = (),
     ) -> None:
         super().__init__()
-        self.bbox_roi_extractor = bbox_roi_extractor
-        self.mask_roi_extractor = mask_roi_extractor or bbox_roi_extractor
+        self.bbox_roi_extractor: Any = nn.ModuleList(stage.roi_extractor for stage in stages)
+        self.mask_roi_extractor: Any = nn.ModuleList(mask_roi_extractors)
         self.bbox_head: Any = nn.ModuleList(stage.bbox_head for stage in stages)
         self.mask_head: Any = nn.ModuleList(mask_heads)
         self.assigners = [stage.assigner for stage in stages]
@@ -152,7 +163,7 @@ class CascadeRoIHead(nn.Module):
         boxes = Refined(proposals, [torch.ones_like(image[:, 0], dtype=torch.bool) for image in proposals])
         for number, head in enumerate(self.bbox_head):
             samples = self.sample(number, boxes, batch)
-            rois = pool(self.bbox_roi_extractor, features, [sample.boxes for sample in samples])
+            rois = self.pool(self.bbox_roi_extractor[number], features, [sample.boxes for sample in samples])
             if self.roi_gradient != 1 and rois.requires_grad:
                 rois.register_hook(lambda gradient: gradient * self.roi_gradient)  # type: ignore[no-untyped-call]
             logits, deltas = head(rois)
@@ -200,7 +211,7 @@ class CascadeRoIHead(nn.Module):
         """Return loss_mask of the stage."""
         assert batch.targets is not None
         positives = [sample.possible_positives() for sample in samples]
-        rois = pool(self.mask_roi_extractor, features, [sample.boxes for sample in positives])
+        rois = self.pool(self.mask_roi_extractor[number], features, [sample.boxes for sample in positives])
         labels = self.mask_head[number].trained_labels(positives)
         (logits,) = self.mask_logits(rois, labels, range(number, number + 1))
         return mask_losses(logits, positives, batch.targets)
@@ -224,8 +235,8 @@ class CascadeRoIHead(nn.Module):
         counts = [len(boxes) for boxes in proposals]
         sizes = batch.sizes.repeat_interleave(torch.tensor(counts, device=batch.sizes.device), dim=0)
         boxes, scores = torch.cat(proposals), []
-        for head in self.bbox_head:
-            logits, deltas = head(pool(self.bbox_roi_extractor, features, torch.split(boxes, counts)))
+        for extractor, head in zip(self.bbox_roi_extractor, self.bbox_head, strict=True):
+            logits, deltas = head(self.pool(extractor, features, torch.split(boxes, counts)))
             scores.append(logits.float() if self.score_average == "logits" else logits.float().softmax(-1))
             boxes = head.box_coder.decode(boxes, deltas[:, 0].float(), sizes)
         mean = torch.stack(scores).mean(0)
@@ -243,12 +254,20 @@ class CascadeRoIHead(nn.Module):
         if not self.mask_head:
             return ObjectMaps()
         labels = torch.cat([detections.labels for detections in found])
-        rois = pool(self.mask_roi_extractor, features, [detections.boxes for detections in found])
-        logits = self.mask_logits(rois, labels, range(len(self.mask_head)))
+        logits = self.stage_masks(features, [detections.boxes for detections in found], labels)
         return ObjectMaps(masks=torch.stack([stage.float().sigmoid() for stage in logits]).mean(0))
 
+    def stage_masks(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        """Return what each mask head says, [R,2S,2S], of the boxes [P,4] of each image, for their labels [R]."""
+        logits: list[Tensor] = []
+        before, rois = None, labels
+        for number, extractor in enumerate(self.mask_roi_extractor):
+            if extractor is not before:
+                before, rois = extractor, self.pool(extractor, features, boxes)
+            logits += self.mask_logits(rois, labels, range(number, number + 1))
+        return logits
 
-def pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-    """Return the features [R,C,S,S] of the boxes [P,4] of each image."""
-    rois: Tensor = extractor(features, to_rois(boxes))
-    return rois
+    def pool(self, extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return the features [R,C,S,S] that `extractor` takes of the boxes [P,4] of each image."""
+        rois: Tensor = extractor(features, to_rois(boxes))
+        return rois

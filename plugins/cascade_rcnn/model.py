@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from detcli.nn.cascade_roi_head import CascadeRoIHead, cascade_stages
+from detcli.nn.cascade_roi_head import CascadeRoIHead, cascade_stages, stage_extractors
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import MaskHead
 from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
@@ -69,11 +69,10 @@ def cascade_rcnn(
     """
     body = trunk(backbone, neck)
     first_stage = body.rpn_head(rpn_head)
-    extractor = body.roi_extractor(roi_extractor)
     stages = cascade_stages(
         trunk=body,
         num_classes=num_classes,
-        roi_size=extractor.output_size,
+        roi_extractor=roi_extractor,
         box_convs=box_convs,
         box_fcs=box_fcs,
         fc_channels=fc_channels,
@@ -91,7 +90,6 @@ def cascade_rcnn(
         clamp_below=clamp_below,
     )
     later_stages = CascadeRoIHead(
-        extractor,
         stages,
         resample=resample,
         score_average=score_average,
@@ -99,7 +97,7 @@ def cascade_rcnn(
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
-        mask_roi_extractor=body.roi_extractor(mask_roi_extractor) if mask_heads else None,
+        mask_roi_extractors=stage_extractors(body, mask_roi_extractor, mask_heads),
         mask_heads=[
             MaskHead(
                 body.channels, num_classes, channels=mask_channels or body.channels, num_convs=mask_convs, norm=norm

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from detcli.errors import DetcliError, UsageError
 from detcli.nn.blocks import ConvNorm, Norm
-from detcli.nn.cascade_roi_head import CascadeRoIHead, CascadeStage, Refined, cascade_stages
+from detcli.nn.cascade_roi_head import CascadeRoIHead, CascadeStage, Refined, cascade_stages, stage_extractors
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.roi_head import MaskHead, RoISample
 from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
@@ -76,11 +76,10 @@ def htc(
     """
     body = trunk(backbone, neck)
     first_stage = body.rpn_head(rpn_head)
-    box_features, mask_features = body.roi_extractor(roi_extractor), body.roi_extractor(mask_roi_extractor)
     stages = cascade_stages(
         trunk=body,
         num_classes=num_classes,
-        roi_size=box_features.output_size,
+        roi_extractor=roi_extractor,
         box_convs=box_convs,
         box_fcs=box_fcs,
         fc_channels=fc_channels,
@@ -97,7 +96,7 @@ def htc(
         coder_style=coder_style,
         clamp_below=True,
     )
-    semantic_head = None
+    semantic_head, pixels = None, None
     if semantic:
         if not 0 <= semantic_level < len(body.strides):
             raise UsageError(
@@ -114,7 +113,6 @@ def htc(
             loss_weight=semantic_loss_weight,
         )
         pixels = build("roi_extractors", semantic_roi_extractor, in_channels=body.channels, strides=(stride,))
-        box_features, mask_features = FusedExtractor(box_features, pixels), FusedExtractor(mask_features, pixels)
     masks = [
         HybridMaskHead(
             body.channels,
@@ -127,11 +125,11 @@ def htc(
         for number in range(len(stages))
     ]
     later_stages = HybridRoIHead(
-        box_features,
-        mask_features,
         stages,
+        stage_extractors(body, mask_roi_extractor, len(stages)),
         masks,
         semantic_head,
+        pixels,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
@@ -151,23 +149,22 @@ class HybridTaskCascade(TwoStageDetector):
 class HybridRoIHead(CascadeRoIHead):
     """A cascade whose masks are trained on the boxes that their own stage has refined, each stage after the other.
 
-    With a `semantic_head`, its features are added to those of RoIs, by the extractors (`FusedExtractor`).
+    With a `semantic_head`, its features are added to those of RoIs, as `semantic_roi_extractor` takes them.
     """
 
     def __init__(
         self,
-        bbox_roi_extractor: nn.Module,
-        mask_roi_extractor: nn.Module,
         stages: Sequence[CascadeStage],
+        mask_roi_extractors: Sequence[nn.Module],
         mask_heads: Sequence[HybridMaskHead],
         semantic_head: FusedSemanticHead | None,
+        semantic_roi_extractor: nn.Module | None,
         *,
         score_threshold: float,
         nms_threshold: float,
         max_per_image: int,
     ) -> None:
         super().__init__(
-            bbox_roi_extractor,
             stages,
             resample=True,
             score_average="logits",
@@ -175,10 +172,11 @@ class HybridRoIHead(CascadeRoIHead):
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,
             max_per_image=max_per_image,
-            mask_roi_extractor=mask_roi_extractor,
+            mask_roi_extractors=mask_roi_extractors,
             mask_heads=mask_heads,
         )
         self.semantic_head = semantic_head
+        self.semantic_roi_extractor = semantic_roi_extractor
 
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of each stage, as s0.loss_cls, and of the pixels' classes; proposals are [P,4] an image."""
@@ -214,6 +212,19 @@ class HybridRoIHead(CascadeRoIHead):
             if number in stages:
                 found.append(self.mask_head[number].logits(hidden, labels))
         return found
+
+    def stage_masks(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        """Return what each mask head says of the features that the last one takes."""
+        rois = self.pool(self.mask_roi_extractor[-1], features, boxes)
+        return self.mask_logits(rois, labels, range(len(self.mask_head)))
+
+    def pool(self, extractor: nn.Module, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return [R,C,S,S] of the boxes [P,4] of each image; with a semantic head, its map is the last of features."""
+        if self.semantic_roi_extractor is None:
+            return super().pool(extractor, features, boxes)
+        found = super().pool(extractor, features[:-1], boxes)
+        added = super().pool(self.semantic_roi_extractor, features[-1:], boxes)
+        return found + functional.adaptive_avg_pool2d(added, (found.shape[-2], found.shape[-1]))
 
 
 class HybridMaskHead(MaskHead):
@@ -290,18 +301,3 @@ class FusedSemanticHead(nn.Module):
         chosen = labels[:, :: self.stride, :: self.stride].long()
         pixels = functional.cross_entropy(logits.float(), chosen, ignore_index=UNLABELLED, reduction="none")
         return {"loss_semantic_seg": pixels.mean() * self.loss_weight}
-
-
-class FusedExtractor(nn.Module):
-    """The features of RoIs on the pyramid's levels, and those on a last map added to them."""
-
-    def __init__(self, levels: nn.Module, pixels: nn.Module) -> None:
-        super().__init__()
-        self.levels = levels
-        self.pixels = pixels
-
-    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Return [R,C,S,S] of rois [R,5]; features are the pyramid's, and last the map that `pixels` takes."""
-        found: Tensor = self.levels(features[:-1], rois)
-        added: Tensor = self.pixels(features[-1:], rois)
-        return found + functional.adaptive_avg_pool2d(added, (found.shape[-2], found.shape[-1]))

@@ -1,11 +1,10 @@
 import pytest
 import torch
-from detcli.plugins.htc.model import FusedExtractor, FusedSemanticHead, htc
+from detcli.plugins.htc.model import FusedSemanticHead, htc
 from torch import nn
 from torch.nn import functional
 
 from detcli.errors import DetcliError, UsageError
-from detcli.nn.roi_extractor import single_level
 from detcli.registry import build
 from detcli.structures import UNLABELLED
 from detcli.testing import random_batch
@@ -52,12 +51,28 @@ def test_levels_are_brought_to_one():
     torch.testing.assert_close(hidden[0][0, 0, 0], torch.tensor([0.0, 2.0, 4.0]) + 1)  # corners stay corners
 
 
-def test_features_of_pixels_are_added_to_those_of_rois():
-    levels, pixels = single_level(strides=(4, 8)), single_level(strides=(8,), output_size=14)
-    maps = [torch.zeros(1, 2, 16, 16), torch.ones(1, 2, 8, 8), torch.full((1, 2, 8, 8), 0.25)]
-    rois = torch.tensor([[0.0, 4.0, 4.0, 20.0, 20.0]])
-    found = FusedExtractor(levels, pixels)(maps, rois)
+def test_features_of_pixels_are_added_to_those_of_rois(model):
+    head, boxes = model.roi_head, [torch.tensor([[4.0, 4.0, 20.0, 20.0]])]
+    maps = [torch.full((1, 2, 64 // stride, 64 // stride), value) for stride, value in ((4, 0.0), (8, 1.0), (8, 0.25))]
+    found = head.pool(head.bbox_roi_extractor[0], maps, boxes)
     torch.testing.assert_close(found, torch.full((1, 2, 7, 7), 0.25))
+    without = build("models", {"name": "htc", **SMALL, "semantic": False}, num_classes=3).roi_head
+    assert not without.pool(without.bbox_roi_extractor[0], maps, boxes).any()
+
+
+def test_stages_have_an_extractor_each_where_it_learns():
+    torch.manual_seed(0)
+    masks = {"name": "deform_roi_pool", "output_size": 14, "fc_channels": 8}
+    model = build("models", {"name": "htc", **SMALL, "mask_roi_extractor": masks}, num_classes=3).eval()
+    assert {name.split(".")[1] for name in model.roi_head.state_dict() if "mask_roi_extractor" in name} == set("012")
+    batch, used = random_batch(), []
+    for number, extractor in enumerate(model.roi_head.mask_roi_extractor):
+        extractor.register_forward_hook(lambda *_, number=number: used.append(number))
+    with torch.no_grad():
+        model(batch)
+    assert used == [2]
+    model.train()(batch)
+    assert used == [2, 0, 1, 2]
 
 
 def test_masks_see_what_the_masks_before_saw(model):

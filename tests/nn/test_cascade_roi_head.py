@@ -4,24 +4,24 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detcli.errors import UsageError
-from detcli.nn.cascade_roi_head import EVERYTHING, CascadeRoIHead, Refined, cascade_stages
+from detcli.nn.cascade_roi_head import EVERYTHING, CascadeRoIHead, Refined, cascade_stages, stage_extractors
 from detcli.nn.detector import Trunk
 from detcli.nn.fold import prepare_on_cpu
-from detcli.nn.roi_extractor import single_level
 from detcli.nn.roi_head import MaskHead
 from detcli.structures import Batch, Target
 
 STRIDES = (4, 8)
 CLASSES = 3
 SIZE = torch.tensor([[64, 64]])
+TRUNK = Trunk(nn.Identity(), None, None, 8, STRIDES, 8)
 BOX = [8.0, 8.0, 40.0, 40.0]
 
 
 def make_stages(**changes):
     settings = {
-        "trunk": Trunk(nn.Identity(), None, None, 8, STRIDES, 8),
+        "trunk": TRUNK,
         "num_classes": CLASSES,
-        "roi_size": 7,
+        "roi_extractor": "roi_align",
         "box_convs": 0,
         "box_fcs": 2,
         "fc_channels": 16,
@@ -41,18 +41,19 @@ def make_stages(**changes):
     return cascade_stages(**{**settings, **changes})
 
 
-def make_head(masks=0, resample=True, weights=(1.0, 0.25), score_average="logits", roi_gradient=1.0):
+def make_head(
+    masks=0, resample=True, weights=(1.0, 0.25), score_average="logits", roi_gradient=1.0, extractor="roi_align"
+):
     torch.manual_seed(0)
     head = CascadeRoIHead(
-        single_level(strides=STRIDES),
-        make_stages(num_masks=masks, resample=resample, loss_weights=weights),
+        make_stages(num_masks=masks, resample=resample, loss_weights=weights, roi_extractor=extractor),
         resample=resample,
         score_average=score_average,
         roi_gradient=roi_gradient,
         score_threshold=0.05,
         nms_threshold=0.5,
         max_per_image=10,
-        mask_roi_extractor=single_level(strides=STRIDES, output_size=14),
+        mask_roi_extractors=stage_extractors(TRUNK, {"name": extractor, "output_size": 14}, masks),
         mask_heads=[MaskHead(8, CLASSES, channels=8, num_convs=1) for _ in range(masks)],
     )
     for stage in head.bbox_head:
@@ -161,7 +162,7 @@ def test_scores_are_the_mean_of_all_stages_and_boxes_the_last(score_average):
         found = head.detect(features, [proposals], make_batch())[0]
         boxes, logits = proposals, []
         for stage in head.bbox_head:
-            rois = head.bbox_roi_extractor(features, torch.cat([torch.zeros(1, 1), boxes], dim=1))
+            rois = head.bbox_roi_extractor[0](features, torch.cat([torch.zeros(1, 1), boxes], dim=1))
             stage_logits, deltas = stage(rois)
             logits.append(stage_logits)
             boxes = stage.box_coder.decode(boxes, deltas[:, 0], SIZE)
@@ -180,10 +181,46 @@ def test_masks_are_the_mean_of_all_heads():
     head, features = make_head(masks=2).eval(), make_features()
     with torch.no_grad():
         found = head.detect(features, [make_proposals()], make_batch())[0]
-        rois = head.mask_roi_extractor(features, torch.cat([torch.zeros(len(found), 1), found.boxes], dim=1))
+        rois = head.mask_roi_extractor[0](features, torch.cat([torch.zeros(len(found), 1), found.boxes], dim=1))
         one, other = (mask(rois, found.labels).sigmoid() for mask in head.mask_head)
     assert len(found) > 1
     torch.testing.assert_close(found.mask_crops, (one + other) / 2)
+
+
+def test_stages_have_an_extractor_each_where_it_learns():
+    shared, head = make_head(masks=2), make_head(masks=2, extractor="deform_roi_pool")
+    assert shared.bbox_roi_extractor[0] is shared.bbox_roi_extractor[1]
+    names = {".".join(name.split(".")[:3]) for name in head.state_dict() if "extractor" in name}
+    assert names == {f"{part}_roi_extractor.{number}.roi_layers" for part in ("bbox", "mask") for number in (0, 1)}
+    assert not any(name.startswith("mask") for name in make_head(extractor="deform_roi_pool").state_dict())
+    losses = head.losses(make_features(), [make_proposals()], make_batch())
+    for name, number in (("s0.loss_cls", 0), ("s1.loss_cls", 1), ("s1.loss_mask", 1)):
+        head.zero_grad()
+        losses[name].backward(retain_graph=True)
+        extractors = head.mask_roi_extractor if "mask" in name else head.bbox_roi_extractor
+        trained = [any(p.grad is not None and p.grad.any() for p in one.parameters()) for one in extractors]
+        assert trained == [number == 0, number == 1]
+
+
+def test_each_stage_detects_with_its_own_extractor():
+    head, features = make_head(masks=2, extractor="deform_roi_pool").eval(), make_features()
+    with torch.no_grad():
+        for extractor, offset in zip([*head.bbox_roi_extractor, *head.mask_roi_extractor], (1, -1, 2, -2), strict=True):
+            for layers in extractor.roi_layers:
+                layers.offset_fc[-1].bias.fill_(offset)
+        found = head.detect(features, [make_proposals(1)], make_batch())[0]
+        boxes, logits = make_proposals(1), []
+        for extractor, stage in zip(head.bbox_roi_extractor, head.bbox_head, strict=True):
+            stage_logits, deltas = stage(head.pool(extractor, features, [boxes]))
+            logits.append(stage_logits)
+            boxes = stage.box_coder.decode(boxes, deltas[:, 0], SIZE)
+        crops = [
+            mask(head.pool(extractor, features, [found.boxes]), found.labels).sigmoid()
+            for extractor, mask in zip(head.mask_roi_extractor, head.mask_head, strict=True)
+        ]
+    torch.testing.assert_close(found.boxes, boxes.expand(len(found), 4))
+    torch.testing.assert_close(found.scores[0], torch.stack(logits).mean(0).softmax(-1)[0, :-1].max())
+    torch.testing.assert_close(found.mask_crops, torch.stack(crops).mean(0))
 
 
 def test_no_proposals_are_no_detections():
