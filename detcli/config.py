@@ -23,7 +23,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from detcli.errors import UsageError, nearest, unknown
 from detcli.plugin import Overlay, PartConfig, Recipe
@@ -135,12 +144,42 @@ class TrainConfig(Section):
     tensorboard: bool = False
 
 
+class TTAConfig(Section):
+    """Test-time augmentation: pictures are looked at in all `scales`, with `flip` also mirrored, and results merged.
+
+    A scale is a factor of `data.test_resize`, or a scale itself as that is. Of boxes of one class whose IoU is above
+    `nms_threshold`, the best stays; `max_per_image` stay in all. Where these are null, they are the model's own.
+    """
+
+    scales: list[PositiveFloat | tuple[PositiveInt, PositiveInt]] = Field([1.0], min_length=1)
+    flip: bool = False
+    nms_threshold: float | None = Field(None, gt=0, le=1)
+    max_per_image: int | None = Field(None, ge=1)
+
+    @property
+    def active(self) -> bool:
+        """Whether pictures are looked at otherwise than once, in their own size."""
+        return self.flip or self.scales != [1.0]
+
+    def sizes(self, test_resize: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the scales in pixels."""
+        width, height = test_resize
+        return [
+            scale if isinstance(scale, tuple) else (max(1, round(width * scale)), max(1, round(height * scale)))
+            for scale in self.scales
+        ]
+
+
 class EvalConfig(Section):
-    """How results are measured and shown; `evaluator` is a name in the slot of evaluators."""
+    """How results are measured and shown; `evaluator` is a name in the slot of evaluators.
+
+    `tta` holds for prediction, too.
+    """
 
     evaluator: str = "faster"
     batch: int = Field(1, ge=1)
     show: int = Field(8, ge=0)
+    tta: TTAConfig = TTAConfig()
 
     @field_validator("evaluator")
     @classmethod
@@ -235,13 +274,28 @@ def resolve(
     return Resolved(config, {key: origins.get(key, DEFAULT) for key in leaves(config.model_dump())})
 
 
-def revise(config: RunConfig, *, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return `config` with `flags` (dotted key -> value) and then `settings` (``"a.b=c"``) changed.
+def revise(
+    config: RunConfig,
+    *,
+    overlays: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return `config` with `overlays`, `flags` (dotted key -> value) and then `settings` (``"a.b=c"``) changed.
 
-    Raises `UsageError` as `resolve` does.
+    Raises `UsageError` as `resolve` does, and for an overlay that changes what a trained model is.
     """
-    tree = _apply([("checkpoint", config.model_dump()), *_dotted(flags or {}, FLAG), *_parse_settings(settings)])
-    return _validated(*tree.expanded())
+    chosen = [find_overlay(overlay) for overlay in overlays]
+    for overlay in chosen:
+        _require_of_evaluation(overlay)
+    layers = [(f"overlay {overlay.name}", _fitting(overlay, config.model["name"])) for overlay in chosen]
+    given = [*_dotted(flags or {}, FLAG), *_parse_settings(settings)]
+    return _validated(*_apply([("checkpoint", config.model_dump()), *layers, *given]).expanded())
+
+
+def without_tta(config: RunConfig) -> RunConfig:
+    """Return `config` without test-time augmentation."""
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"tta": TTAConfig()})})
 
 
 def load(data: Mapping[str, Any]) -> RunConfig:
@@ -386,6 +440,17 @@ def _target(name: str, overlays: Iterable[str]) -> tuple[Recipe, list[Overlay]]:
     if not overlay.recipe:
         raise UsageError(f"overlay {name!r} changes a recipe and is none: `detcli train RECIPE --with {name}`.")
     return find_recipe(overlay.recipe), [overlay, *chosen]
+
+
+def _require_of_evaluation(overlay: Overlay) -> None:
+    """Raise `UsageError` unless an overlay changes nothing but how a model is evaluated."""
+    others = sorted(set(overlay.config) - {"eval"})
+    if others:
+        fitting = [name for name in names("overlays") if set(find_overlay(name).config) == {"eval"}]
+        raise UsageError(
+            f"overlay {overlay.name!r} changes {', '.join(others)}, which a trained model has already: "
+            f"`detcli train RECIPE --with {overlay.name}`. With a trained model go {', '.join(fitting) or 'none'}."
+        )
 
 
 def _fitting(overlay: Overlay, model: str) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ def eval(
     data: options.Data = "",
     val: options.Val = "",
     images: options.Images = "",
+    overlays: options.WithTrained = None,
     settings: options.Settings = None,
     batch: options.Batch = None,
     workers: options.Workers = None,
@@ -29,7 +30,8 @@ def eval(
 ) -> None:
     """Measure a trained model on data.
 
-    AP of boxes and masks or AR of proposals, in all and by class, and COCO results.
+    AP of boxes and masks or AR of proposals, in all and by class, and COCO results. `--with tta` looks at each picture
+    in several sizes and mirrored, and merges what is found.
 
     detcli eval runs/demo --data shapes
     """
@@ -56,7 +58,7 @@ def eval(
     )
     if data:
         flags |= {"data.train": "", "data.val": val}
-    config = revise(found.config, settings=settings or [], flags=flags)
+    config = revise(found.config, overlays=overlays or [], settings=settings or [], flags=flags)
     target = find_device(device)
     model = load_model(found, target, precision or "fp32")
     dataset = open_dataset(

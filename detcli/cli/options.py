@@ -16,6 +16,9 @@ Backbone = Annotated[str, typer.Option(help="A backbone: see `detcli list backbo
 Neck = Annotated[str, typer.Option(help="A neck: see `detcli list necks`.", rich_help_panel=RUN)]
 Sched = Annotated[str, typer.Option(help="A schedule: see `detcli list schedules`.", rich_help_panel=RUN)]
 With = Annotated[list[str] | None, typer.Option("--with", help="An overlay; may be given again.", rich_help_panel=RUN)]
+WithTrained = Annotated[
+    list[str] | None, typer.Option("--with", help="An overlay of how a model detects, as tta; may be given again.")
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A JSON or TOML file with settings.", rich_help_panel=RUN)
 ]

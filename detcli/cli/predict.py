@@ -24,6 +24,10 @@ def predict(
     classes: Annotated[
         list[str] | None, typer.Option(help="A class that is kept; may be given again. All without.")
     ] = None,
+    overlays: options.WithTrained = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as in `--set eval.tta.flip=false`.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 1,
     device: options.Device = "auto",
     precision: options.Precision = None,
@@ -34,6 +38,8 @@ def predict(
     split: Annotated[Literal["train", "val"], typer.Option(help="With --data: which part.")] = "val",
 ) -> None:
     """Detect in pictures and videos with a trained model.
+
+    `--with tta` looks at each in several sizes and mirrored, and merges what is found.
 
     detcli predict runs/demo pictures/ --out predictions
     """
@@ -49,7 +55,7 @@ def predict(
     if bool(paths) == bool(data):
         raise UsageError("give pictures, videos or folders to detect in: `detcli predict CHECKPOINT PATH…`.")
     console = Console(stderr=True)
-    predictor = load(checkpoint, device, precision or "fp32")
+    predictor = load(checkpoint, device, precision or "fp32", overlays=overlays or [], settings=settings or [])
     if proposals:
         from detcli.engine.proposals import propose
 

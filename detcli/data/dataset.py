@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -159,6 +160,12 @@ class DetectionDataset(Dataset[Sample]):
     def picture(self, image_id: int) -> Pixels:
         """Return the picture with that id as it is in the dataset: uint8 [H,W,3] RGB."""
         return self._read(self._place(image_id))[0]
+
+    def unchanged(self) -> DetectionDataset:
+        """Return the dataset with its pictures in their own size and without other transforms."""
+        same = copy.copy(self)
+        same._transforms = ()
+        return same
 
     def again(self, info: ImageInfo) -> Sample:
         """Return the sample that `info` describes as it was, random transforms included."""

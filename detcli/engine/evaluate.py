@@ -11,9 +11,11 @@ import torch
 
 from detcli.config import RunConfig
 from detcli.data import DetectionDataset, make_loader
+from detcli.data.transforms import to_pixels
 from detcli.engine import distributed
 from detcli.engine.device import Precision, autocast
 from detcli.engine.model import Normalizer
+from detcli.engine.tta import Augmented
 from detcli.eval.evaluator import MAIN, measure
 from detcli.eval.results import rescale_boxes, to_coco, to_coco_panoptic
 from detcli.nn.detector import Detector
@@ -48,8 +50,11 @@ def detect_in(
 ) -> Iterator[tuple[ImageInfo, Detections]]:
     """Yield what `model`, in eval mode, finds in each picture of `dataset`, in the picture's own pixels.
 
-    Of several processes, each takes every so many-th picture.
+    Of several processes, each takes every so many-th picture. Test-time augmentation is that of `config.eval.tta`.
     """
+    if config.eval.tta.active:
+        yield from _detect_augmented(Augmented(model, config, dataset.classes, device, precision), dataset)
+        return
     normalize = Normalizer(config.input, device)
     loader = make_loader(
         dataset,
@@ -67,6 +72,24 @@ def detect_in(
             found = model(normalize(batch, config.train.channels_last))
         for info, detections in zip(batch.infos, found, strict=True):
             yield info, merged(model, rescale_boxes(detections, info), info)
+
+
+def _detect_augmented(augmented: Augmented, dataset: DetectionDataset) -> Iterator[tuple[ImageInfo, Detections]]:
+    """Yield what is found in several views of each picture, one picture at a time."""
+    loader = make_loader(
+        dataset.unchanged(),
+        batch=1,
+        train=False,
+        seed=0,
+        workers=augmented.config.data.workers,
+        pad_divisor=1,
+        group_aspect=False,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    for batch in loader:
+        proposals = batch.targets[0].proposals if batch.targets else None
+        yield batch.infos[0], augmented(to_pixels(batch.images[0]), proposals)
 
 
 def merged(model: Detector, detections: Detections, info: ImageInfo) -> Detections:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from detcli.config import RunConfig, load
+from detcli.config import RunConfig, load, without_tta
 from detcli.data import make_loader, open_dataset
 from detcli.engine import distributed
 from detcli.engine.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
@@ -32,6 +32,7 @@ from detcli.engine.optimizer import LearningRate, build_optimizer, scaled_lr
 from detcli.engine.outputs import write_batch, write_config, write_evaluation
 from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
+from detcli.engine.tta import check as check_tta
 from detcli.errors import DetcliError, UsageError
 from detcli.files import remove_temporaries
 from detcli.nn.processes import reduce_mean
@@ -127,6 +128,8 @@ class Run:
         )
         torch.manual_seed(options.seed)
         self.model = build_model(config, len(self.classes))
+        if config.eval.tta.active:
+            check_tta(self.model, config, self.classes)
         if resume:
             origin = f"{resume.path}, iteration {(resume.training or {})['step']}"
         else:
@@ -328,15 +331,19 @@ class Run:
                 when = f"in the evaluation after iteration {self.state.step}"
                 raise self._interrupted(self.interrupts.received, when)
 
-        self.evaluation = evaluate_model(
-            self.evaluated,
-            self.val,
-            self.config,
-            self.device,
-            precision=self.options.precision,
-            show=self.config.eval.show,
-            advance=advance,
-        )
+        def evaluation(config: RunConfig) -> Evaluation:
+            return evaluate_model(
+                self.evaluated,
+                self.val,
+                config,
+                self.device,
+                precision=self.options.precision,
+                show=config.eval.show,
+                advance=advance,
+            )
+
+        # Evaluations of a run are compared with each other, and many: only the last is done again with augmentation.
+        self.evaluation = evaluation(without_tta(self.config))
         report.evaluation(self.state.step, self.evaluation.metrics)
         value = self.evaluation.metrics.get(primary_metric(self.model), -1.0)
         self.state.pending = False
@@ -346,6 +353,8 @@ class Run:
             if distributed.is_main():
                 self._save("best.safetensors", None, None)
         ends = self._stops_early() or self.state.step >= self.rate.total
+        if ends and self.config.eval.tta.active:
+            self.evaluation = evaluation(self.config)
         # Before the checkpoint says that nothing is pending: a run that is killed here is to write them when resumed.
         if ends and distributed.is_main():
             write_evaluation(self.folder, self.evaluation, self.val)
