@@ -121,9 +121,9 @@ class CascadeRoIHead(nn.Module):
     """Finds the class and box of each proposal in stages, and its mask.
 
     The mask head of a stage, for as many of the first stages as there are `mask_heads`, is trained on the stage's RoIs,
-    whose features the stage's one of `mask_roi_extractors` takes; masks are the mean of all. Scores are the mean over the stages, of `logits` (MMDetection) or of `probabilities`
-    (Detectron2); boxes are those of the last. The gradient from each stage's boxes to the features is times
-    `roi_gradient`.
+    whose features the stage's one of `mask_roi_extractors` takes; masks are the mean of all. Scores are the mean over
+    the stages, of `logits` (MMDetection) or of `probabilities` (Detectron2); boxes are those of the last. The gradient
+    from each stage's boxes to the features is times `roi_gradient`.
 
     With `resample`, objects that were added to a stage's RoIs are not refined for the next one, which adds its own
     (MMDetection); without, boxes are left out in training that have no area (Detectron2).
