@@ -67,6 +67,10 @@ plugin = Plugin(
     },
     necks={"fpn": Part("detcli.nn.fpn:fpn", summary="feature pyramid, with every kind of extra level")},
     rpn_heads={"rpn": Part("detcli.nn.rpn_head:rpn_head", summary="objectness and a box for every anchor")},
+    roi_heads={"standard": Part("detcli.nn.two_stage:standard_roi_head", summary="boxes of RoIs, masks, keypoints")},
+    bbox_heads={"conv_fc": Part("detcli.nn.two_stage:conv_fc", summary="convolutions and fully connected layers")},
+    mask_heads={"fcn": Part("detcli.nn.two_stage:fcn_masks", summary="convolutions and a deconvolution")},
+    keypoint_heads={"fcn": Part("detcli.nn.two_stage:fcn_keypoints", summary="convolutions and a deconvolution")},
     roi_extractors={
         "roi_align": Part("detcli.nn.roi_extractor:single_level", summary="each RoI from the level that fits its size")
     },

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -245,7 +246,6 @@ def resolve(
     that names the dotted key, for what is unknown or of the wrong type.
     """
     recipe, chosen = _target(target, overlays)
-    model = recipe.model or recipe.name
     sched_name = sched or recipe.sched
     sched_config = {"sched_name": sched_name, **find_schedule(sched_name)}
     sched_model = sched_config.pop("model", {})
@@ -257,7 +257,8 @@ def resolve(
 
     below = [] if sched else [schedule]
     below += [(f"recipe {recipe.name}", _recipe_config(recipe))]
-    below += [(f"overlay {overlay.name}", _fitting(overlay, model)) for overlay in chosen]
+    for overlay in chosen:
+        below.append((f"overlay {overlay.name}", _fitting(overlay, _apply(below).expanded()[0]["model"])))
     below += [*asked, *([schedule] if sched else [])]
     below += [(schedule[0], {"model": _present(_apply(below).values["model"], sched_model)}), under]
 
@@ -413,9 +414,25 @@ class _Tree:
         """
         default, origin = _preset(slot, node["name"], parameter)
         if parameter.slot and default not in (REQUIRED, None):
-            node[parameter.name] = self._merge_part(parameter.slot, None, default, where, origin)
+            node[parameter.name] = self._whole_part(parameter.slot, default, where, origin)
         elif isinstance(default, Mapping):
             self._merge_value(node, parameter.name, default, where, origin)
+
+    def _whole_part(self, slot: str, value: Any, where: str, origin: str) -> dict[str, Any]:
+        """Return a part as a default or a preset gives it: what it leaves out is the part's own default, as it is
+        where a builder is called without a config.
+        """
+        node = deepcopy(_node(value, where))
+        self.origins[f"{where}.name"] = origin
+        known = _parameters(slot, node["name"], where)
+        for key, argument in node.items():
+            inner = f"{where}.{key}"
+            inner_slot = known[key].slot if key in known else None
+            if inner_slot and argument is not None:
+                node[key] = self._whole_part(inner_slot, argument, inner, origin)
+            elif key != "name":
+                self._merge_value(node, key, argument, inner, origin)
+        return node
 
     def _forget(self, where: str) -> None:
         for key in [key for key in self.origins if key == where or key.startswith(f"{where}.")]:
@@ -453,14 +470,28 @@ def _require_of_evaluation(overlay: Overlay) -> None:
         )
 
 
-def _fitting(overlay: Overlay, model: str) -> Mapping[str, Any]:
-    if overlay.applies_to and model not in overlay.applies_to:
-        raise UsageError(f"overlay {overlay.name!r} fits {', '.join(overlay.applies_to)}, not {model!r}.")
-    known = _parameters("models", model, "model")
-    for key in overlay.config.get("model", {}):
-        if key not in known:
-            raise UsageError(f"overlay {overlay.name!r} does not fit {model!r}, which has no argument {key!r}.")
-    return overlay.config
+def _fitting(overlay: Overlay, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `overlay` changes in a run of `model`, without pieces of parts that the model does without."""
+    name = model["name"]
+    if overlay.applies_to and name not in overlay.applies_to:
+        raise UsageError(f"overlay {overlay.name!r} fits {', '.join(overlay.applies_to)}, not {name!r}.")
+
+    def fitting(settings: Mapping[str, Any], part: Mapping[str, Any], where: str) -> dict[str, Any]:
+        found = {}
+        for key, value in settings.items():
+            if key not in part:
+                raise UsageError(
+                    f"overlay {overlay.name!r} does not fit {name!r}, which has no argument {where + key!r}."
+                )
+            if isinstance(value, Mapping) and "name" not in value:
+                if part[key] is None:
+                    continue
+                value = fitting(value, part[key], f"{where}{key}.")
+            found[key] = value
+        return found
+
+    config = dict(overlay.config)
+    return config | {"model": fitting(config["model"], model, "")} if "model" in config else config
 
 
 def _present(model: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,10 @@ PartConfig: TypeAlias = str | dict[str, Any]
 Backbone: TypeAlias = Annotated[PartConfig, "backbones"]
 Neck: TypeAlias = Annotated[PartConfig, "necks"]
 RPNHead: TypeAlias = Annotated[PartConfig, "rpn_heads"]
+RoIHead: TypeAlias = Annotated[PartConfig, "roi_heads"]
+BBoxHead: TypeAlias = Annotated[PartConfig, "bbox_heads"]
+MaskHead: TypeAlias = Annotated[PartConfig, "mask_heads"]
+KeypointHead: TypeAlias = Annotated[PartConfig, "keypoint_heads"]
 RoIExtractor: TypeAlias = Annotated[PartConfig, "roi_extractors"]
 Assigner: TypeAlias = Annotated[PartConfig, "assigners"]
 Sampler: TypeAlias = Annotated[PartConfig, "samplers"]
@@ -29,6 +33,10 @@ PART_SLOTS = (
     "backbones",
     "necks",
     "rpn_heads",
+    "roi_heads",
+    "bbox_heads",
+    "mask_heads",
+    "keypoint_heads",
     "roi_extractors",
     "assigners",
     "samplers",
@@ -112,6 +120,10 @@ class Plugin:
     backbones: Mapping[str, Part | str] = field(default_factory=dict)
     necks: Mapping[str, Part | str] = field(default_factory=dict)
     rpn_heads: Mapping[str, Part | str] = field(default_factory=dict)
+    roi_heads: Mapping[str, Part | str] = field(default_factory=dict)
+    bbox_heads: Mapping[str, Part | str] = field(default_factory=dict)
+    mask_heads: Mapping[str, Part | str] = field(default_factory=dict)
+    keypoint_heads: Mapping[str, Part | str] = field(default_factory=dict)
     roi_extractors: Mapping[str, Part | str] = field(default_factory=dict)
     assigners: Mapping[str, Part | str] = field(default_factory=dict)
     samplers: Mapping[str, Part | str] = field(default_factory=dict)

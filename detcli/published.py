@@ -7,7 +7,21 @@ configs before version 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+
+def combined(*pieces: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings laid over each other, the last on top: groups are merged, all else is replaced."""
+    whole: dict[str, Any] = {}
+    for piece in pieces:
+        for key, value in piece.items():
+            below = whole.get(key)
+            if isinstance(value, Mapping) and isinstance(below, Mapping) and "name" not in value:
+                value = combined(below, value)
+            whole[key] = value
+    return whole
+
 
 OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
 """Where MMDetection's backbones are, with weights of ImageNet."""
@@ -38,7 +52,9 @@ ONE_MAP_RPN: dict[str, Any] = {
 }
 """Such an RPN in a model of two stages."""
 
-SHARED_MASKS: dict[str, Any] = {"mask_roi_extractor": None, "mask_convs": 0, "mask_channels": 256}
+ONE_MAP: dict[str, Any] = {"neck": None, "rpn_head": ONE_MAP_RPN}
+
+SHARED_MASKS: dict[str, Any] = {"roi_head": {"mask_roi_extractor": None, "mask_head": {"convs": 0, "channels": 256}}}
 """Masks from the features that boxes come from, by a deconvolution alone."""
 
 EVERY_BEST_ANCHOR: dict[str, Any] = {"min_positive": 0.0, "low_quality_gt": "best"}
@@ -53,6 +69,14 @@ DETECTRON2_SCHED: dict[str, Any] = {"warmup_iters": 1000}
 UNCLAMPED: dict[str, Any] = {"clamp_below": False}
 """Detectron and Detectron2: boxes may shrink as much as they like."""
 
+NO_LOW_QUALITY: dict[str, Any] = {"roi_head": {"assigner": {"match_low_quality": False}}}
+"""MMDetection alone matches objects with RoIs that overlap them little, where it learns masks."""
+
+SHARED_HEAD: dict[str, Any] = {"shared_head": True, "roi_head": {"bbox_head": {"fcs": 0}}}
+"""The last stage of the backbone on RoIs, and boxes from the mean of what it says."""
+
+DETECTRON2_OPTIM: dict[str, Any] = {"norm_decay": 0.0}
+
 DETECTRON2_RPN: dict[str, Any] = {
     "assigner": EVERY_BEST_ANCHOR,
     "loss_divisor": "capacity",
@@ -60,11 +84,33 @@ DETECTRON2_RPN: dict[str, Any] = {
     **UNCLAMPED,
 }
 
-DETECTRON2_TWO_STAGE: dict[str, Any] = {"rpn_head": DETECTRON2_RPN, **UNCLAMPED}
+DETECTRON2_TWO_STAGE: dict[str, Any] = {"rpn_head": DETECTRON2_RPN, "roi_head": {"bbox_head": UNCLAMPED}}
 
-DETECTRON2_ONE_MAP_RPN: dict[str, Any] = {**DETECTRON2_RPN, **ONE_MAP_RPN, "anchor_order": "scale"}
+DETECTRON2_MASKS: dict[str, Any] = combined(DETECTRON2_TWO_STAGE, NO_LOW_QUALITY)
 
-DETECTRON2_C4: dict[str, Any] = {"shared_head": True, "roi_extractor": {"output_size": 14}}
+DETECTRON2_CASCADE: dict[str, Any] = {
+    "rpn_head": {**DETECTRON2_RPN, "anchor_border": None, "loss_bbox": "l1", "train_proposals": 2000},
+    "roi_head": {
+        "name": "cascade",
+        "bbox_head": {"loss_bbox": "l1", **UNCLAMPED},
+        "stage_stds": (
+            (0.1, 0.1, 0.2, 0.2),
+            (0.05, 0.05, 0.1, 0.1),
+            (0.03333333333333333, 0.03333333333333333, 0.06666666666666667, 0.06666666666666667),
+        ),
+        "stage_weights": (1.0, 1.0, 1.0),
+        "resample": False,
+        "roi_gradient": 0.3333333333333333,
+        "mask_head": "fcn",
+        "mask_stages": 1,
+        "score_average": "probabilities",
+    },
+}
+"""Stages of boxes, and masks of the first one's."""
+
+DETECTRON2_ONE_MAP: dict[str, Any] = combined(ONE_MAP, {"rpn_head": {"anchor_order": "scale"}})
+
+DETECTRON2_C4: dict[str, Any] = combined(SHARED_HEAD, {"roi_head": {"roi_extractor": {"output_size": 14}}})
 
 DETECTRON_OPTIM: dict[str, Any] = {"bias_lr": 2.0, "bias_decay": 0.0}
 
@@ -86,20 +132,17 @@ DETECTRON_RPN: dict[str, Any] = {
     **UNCLAMPED,
 }
 
-DETECTRON_ONE_MAP_RPN: dict[str, Any] = {**DETECTRON_RPN, **ONE_MAP_RPN, "loss_divisor": "sampled"}
+DETECTRON_ONE_MAP: dict[str, Any] = combined(ONE_MAP, {"rpn_head": {"loss_divisor": "sampled"}})
 
 DETECTRON_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False, "last_pixel": True}
 
 DETECTRON_BOXES: dict[str, Any] = {
-    "roi_extractor": DETECTRON_ROI_ALIGN,
-    "loss_bbox": "smooth_l1",
-    **UNCLAMPED,
+    "roi_head": {"roi_extractor": DETECTRON_ROI_ALIGN, "bbox_head": {"loss_bbox": "smooth_l1", **UNCLAMPED}}
 }
 
-DETECTRON_C4: dict[str, Any] = {
-    "shared_head": True,
-    "roi_extractor": {"output_size": 14, "aligned": False, "last_pixel": True},
-}
+DETECTRON_C4: dict[str, Any] = combined(
+    SHARED_HEAD, {"roi_head": {"roi_extractor": {"output_size": 14, "sampling_ratio": 0}}}
+)
 
 LEGACY_OPTIM: dict[str, Any] = {"clip_norm": 35.0}
 
@@ -109,10 +152,30 @@ LEGACY_STYLES: dict[str, Any] = {"anchor_style": "v1", "coder_style": "v1"}
 
 LEGACY_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False}
 
-LEGACY_BOXES: dict[str, Any] = {"roi_extractor": LEGACY_ROI_ALIGN, "loss_bbox": "smooth_l1", "coder_style": "v1"}
+LEGACY_BOXES: dict[str, Any] = {
+    "roi_head": {"roi_extractor": LEGACY_ROI_ALIGN, "bbox_head": {"loss_bbox": "smooth_l1", "coder_style": "v1"}}
+}
+
+LEGACY_MASKS: dict[str, Any] = {"roi_head": {"mask_roi_extractor": LEGACY_ROI_ALIGN}}
 
 LEGACY_RPN: dict[str, Any] = {
     **LEGACY_STYLES,
     "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
     "train_proposals": 2000,
 }
+
+MASK_ROI_HEAD: dict[str, Any] = {
+    "name": "standard",
+    "assigner": {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
+    "mask_roi_extractor": {"name": "roi_align", "output_size": 14},
+    "mask_head": "fcn",
+}
+"""The second stage of Mask R-CNN, as MMDetection has it."""
+
+CASCADE_RPN_HEAD: dict[str, Any] = {
+    "name": "rpn",
+    "anchor_border": 0,
+    "loss_bbox": {"name": "smooth_l1", "beta": 0.1111111111111111},
+    "train_proposals": 2000,
+}
+"""The first stage of cascades, as MMDetection has it."""

@@ -1,6 +1,7 @@
 """Reads a builder's arguments from its source, so that a config is checked without importing torch.
 
-A builder's signature is its schema: keyword-only, annotated, defaults that are literals.
+A builder's signature is its schema: keyword-only, annotated, defaults that are literals. What its
+surroundings alone can give it has no default, and may be of any type.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def _parameter(ref: str, argument: ast.arg, default: ast.expr | None) -> Paramet
     try:
         annotation = eval(written, _NAMES)
     except Exception as error:
+        if default is None:
+            return Parameter(argument.arg, Any, REQUIRED, None)
         raise DetcliError(
             f"{ref}: the type {written} of {argument.arg!r} is not one of bool, int, float, str, "
             f"tuple, list, dict, Literal, a union of them, or a part of detcli.plugin ({error})."

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcli.config import RunConfig, resolve
+from detcli.config import RunConfig, leaves, resolve
 from detcli.convert.rules import Rule
 from detcli.data.panoptic import encode_ids
 from detcli.errors import DetcliError, unknown
@@ -134,7 +134,7 @@ def _check_part(slot: str, name: str) -> None:
         default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
         _require(static[key].default == default, f"{part.ref}: the default of {key!r} is changed after its source.")
         _require(
-            static[key].annotation == types[key],
+            static[key].annotation in (types[key], Any),
             f"{part.ref}: the type of {key!r} is not that of its source.",
         )
     for key in part.args:
@@ -227,8 +227,7 @@ def _check_model(name: str, plugin: Plugin) -> None:
 def _small_config(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's model with ResNet-18, a slim neck and no score threshold, where it has these."""
     model = resolve(recipe.name).config.model
-    own = {parameter.name for parameter in read(find("models", model["name"]).ref)}
-    settings = ["model.score_threshold=0.0"] if "score_threshold" in own else []
+    settings = [f"model.{key}=0.0" for key in leaves(model) if key.rpartition(".")[2] == "score_threshold"]
     if isinstance(model.get("neck"), dict) and "out_channels" in model["neck"]:
         settings.append("model.neck.out_channels=64")
     backbone = model.get("backbone")

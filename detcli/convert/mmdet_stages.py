@@ -28,8 +28,14 @@ def first_stage(model: Group, strides: Strides) -> dict[str, Any]:
     }
 
 
-def box_head(head: Group, extractor: dict[str, Any], *, class_agnostic: bool = False) -> dict[str, Any]:
-    """Return the arguments of a head of classes and boxes on what an RoI extractor gives it."""
+def box_head(
+    head: Group,
+    extractor: dict[str, Any],
+    *,
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2),
+    class_agnostic: bool = False,
+) -> dict[str, Any]:
+    """Return a head of classes and boxes, with a box coder of deviations `stds`, on what an RoI extractor gives it."""
     layers = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}
     if head.kind not in layers:
         raise head.unsupported("type")
@@ -47,10 +53,13 @@ def box_head(head: Group, extractor: dict[str, Any], *, class_agnostic: bool = F
     head.expect("cls_predictor_cfg", {"type": "Linear"})
     head.ignore("in_channels", "num_classes", "conv_out_channels", "init_cfg")
     return {
-        **({"box_convs": convs, "box_fcs": fcs, "norm": norm} if convs else {}),
-        "fc_channels": head.integer("fc_out_channels", 1024),
+        "name": "conv_fc",
+        **({"convs": convs, "fcs": fcs, "norm": norm} if convs else {}),
+        "channels": head.integer("fc_out_channels", 1024),
         "loss_cls": parts.loss(head, "loss_cls", {"type": "CrossEntropyLoss"}),
         "loss_bbox": parts.loss(head, "loss_bbox", {"type": "SmoothL1Loss"}),
+        "decode_before_loss": head.flag("reg_decoded_bbox", False),
+        "coder_style": parts.coder_style(head, stds),
     }
 
 
@@ -64,7 +73,7 @@ def box_selection(test: Group) -> dict[str, Any]:
 
 
 def mask_head(head: Group, extractor: dict[str, Any], kind: str = "FCNMaskHead") -> dict[str, Any]:
-    """Return the arguments of a head of masks, of a type, on what an RoI extractor gives it."""
+    """Return a head of masks, of a type, on what an RoI extractor gives it."""
     if head.kind != kind:
         raise head.unsupported("type")
     head.expect("roi_feat_size", extractor["output_size"])
@@ -84,14 +93,15 @@ def mask_head(head: Group, extractor: dict[str, Any], kind: str = "FCNMaskHead")
         loss.expect("loss_weight", 1.0)
     head.ignore("num_classes", "init_cfg")
     return {
-        "mask_convs": head.integer("num_convs", 4),
-        "mask_channels": parts.width(head, "conv_out_channels"),
-        **({"norm": norm} if norm != "none" else {}),
+        "name": {"FCNMaskHead": "fcn", "HTCMaskHead": "htc"}[kind],
+        "convs": head.integer("num_convs", 4),
+        "channels": parts.width(head, "conv_out_channels"),
+        "norm": norm,
     }
 
 
 def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
-    """Return the model of a config with a cascade of heads of boxes, and of masks of the type `mask_kind` or none.
+    """Return the second stage of a config with a cascade of heads of boxes, and of masks of a type or none.
 
     What differs between stages must be their IoUs, box coders and weights alone.
     """
@@ -100,34 +110,29 @@ def cascade(model: Group, strides: Strides, mask_kind: str) -> dict[str, Any]:
     roi_head.ignore("init_cfg", "pretrained")
     model.expect("bbox_head", None)
     model.group("test_cfg").expect("keep_all_stages", False)
-    first = first_stage(model, strides)
     extractor = parts.roi_extractor(roi_head, "bbox_roi_extractor", strides)
     heads, trained = roi_head.groups("bbox_head"), train.groups("rcnn")
     weights = roi_head.numbers("stage_loss_weights")
     roi_head.expect("num_stages", len(heads))
     if not heads or not len(heads) == len(trained) == len(weights):
         raise roi_head.wrong("bbox_head", "a list of as many heads as there are stage_loss_weights and train_cfg.rcnn")
-    layers = [box_head(head, extractor, class_agnostic=True) for head in heads]
     stds = [_deviations(head) for head in heads]
-    styles = [parts.coder_style(head, deviations) for head, deviations in zip(heads, stds, strict=True)]
-    for head, values, style in zip(heads, layers, styles, strict=True):
-        head.expect("reg_decoded_bbox", False)
+    layers = [box_head(head, extractor, stds=own, class_agnostic=True) for head, own in zip(heads, stds, strict=True)]
+    for head, values in zip(heads, layers, strict=True):
+        if values["coder_style"] != layers[0]["coder_style"]:
+            raise head.unsupported("bbox_coder")
         if values != layers[0]:
             raise roi_head.unsupported("bbox_head")
-        if style != styles[0]:
-            raise head.unsupported("bbox_coder")
     ious, chosen = zip(*map(_stage_training, trained), strict=True)
     if any(values != chosen[0] for values in chosen):
         raise train.unsupported("rcnn")
     translated = {
-        "rpn_head": first,
         "roi_extractor": extractor,
-        **layers[0],
+        "bbox_head": layers[0],
         "stage_ious": ious,
         "stage_stds": tuple(stds),
         "stage_weights": weights,
         **chosen[0],
-        "coder_style": styles[0],
         **box_selection(test),
     }
     if roi_head.has("mask_head"):
@@ -154,7 +159,7 @@ def _deviations(head: Group) -> tuple[float, ...]:
 
 
 def _cascade_masks(model: Group, trained: list[Group], strides: Strides, kind: str) -> dict[str, Any]:
-    """Return the arguments of the masks of a cascade, whose heads are alike."""
+    """Return the masks of a cascade, whose heads are alike."""
     roi_head = model.group("roi_head")
     extractor = parts.roi_extractor(roi_head, "mask_roi_extractor", strides)
     for stage in trained:
@@ -173,4 +178,4 @@ def _cascade_masks(model: Group, trained: list[Group], strides: Strides, kind: s
         head.check()
     if any(values != layers[0] for values in layers):
         raise roi_head.unsupported("mask_head")
-    return {"mask_roi_extractor": extractor, "mask_heads": len(trained), **layers[0]}
+    return {"mask_roi_extractor": extractor, "mask_head": layers[0]}

@@ -33,6 +33,7 @@ from detcli.convert.rules import (
 from detcli.data.classes import COCO
 from detcli.errors import DetcliError, unknown
 from detcli.nn.weights import COUNTER
+from detcli.published import MASK_ROI_HEAD
 from detcli.structures import ClassMap
 
 INPUT: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channels": "rgb"}
@@ -118,9 +119,11 @@ TWO_STAGE: dict[str, Any] = {
         "clamp_below": False,
         "train_proposals": 2000,
     },
-    "clamp_below": False,
-    "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9},
+}
+
+ROI_HEAD: dict[str, Any] = {
     "roi_extractor": _roi_align(7),
+    "bbox_head": {"name": "conv_fc", "loss_bbox": {"name": "smooth_l1", "beta": 1 / 9}, "clamp_below": False},
 }
 
 SOURCES = {
@@ -152,9 +155,16 @@ SOURCES = {
         },
         (*BACKBONE, *EXTRA_LEVELS),
     ),
-    "fasterrcnn_resnet50_fpn": Source({"name": "faster_rcnn", **TWO_STAGE}, (*BACKBONE, *BOX_HEADS)),
+    "fasterrcnn_resnet50_fpn": Source(
+        {"name": "faster_rcnn", **TWO_STAGE, "roi_head": {"name": "standard", **ROI_HEAD}}, (*BACKBONE, *BOX_HEADS)
+    ),
     "maskrcnn_resnet50_fpn": Source(
-        {"name": "mask_rcnn", **TWO_STAGE, "mask_roi_extractor": _roi_align(14)}, (*BACKBONE, *BOX_HEADS, *MASK_HEAD)
+        {
+            "name": "mask_rcnn",
+            **TWO_STAGE,
+            "roi_head": {**MASK_ROI_HEAD, **ROI_HEAD, "mask_roi_extractor": _roi_align(14)},
+        },
+        (*BACKBONE, *BOX_HEADS, *MASK_HEAD),
     ),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detcli.config import InputConfig, RunConfig, revise
+from detcli.config import InputConfig, RunConfig, leaves, revise
 from detcli.engine.checkpoint import Checkpoint, is_backbone, open_checkpoint
 from detcli.engine.device import DTYPES, Precision
 from detcli.errors import DetcliError
@@ -33,7 +33,8 @@ def build_model(config: RunConfig, num_classes: int) -> Detector:
 def fitted(config: RunConfig, classes: ClassMap) -> RunConfig:
     """Return `config` with what the data say of its model's arguments: the numbers of keypoints and kinds of stuff."""
     counts = {"num_keypoints": len(classes.keypoints), "num_stuff_classes": len(classes.stuff)}
-    flags = {f"model.{name}": count for name, count in counts.items() if count and name in config.model}
+    places = [(key, counts.get(key.rpartition(".")[2])) for key in leaves(config.model)]
+    flags = {f"model.{key}": count for key, count in places if count}
     return revise(config, flags=flags) if flags else config
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from detcli.errors import UsageError
 from detcli.nn.assigners import AnchorAssigner, max_iou
-from detcli.nn.blocks import Norm
-from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
 from detcli.nn.detector import Trunk
 from detcli.nn.postprocess import multiclass_nms
 from detcli.nn.roi_head import BBoxHead, MaskHead, ObjectMaps, RoISample, mask_losses, sample_rois, to_rois
@@ -49,10 +47,7 @@ def cascade_stages(
     trunk: Trunk,
     num_classes: int,
     roi_extractor: PartConfig,
-    box_convs: int,
-    box_fcs: int,
-    fc_channels: int,
-    norm: Norm | Literal["none"],
+    bbox_head: PartConfig,
     ious: tuple[float, ...],
     stds: tuple[Deviations, ...],
     loss_weights: tuple[float, ...],
@@ -60,10 +55,6 @@ def cascade_stages(
     match_low_quality: bool,
     sampler: PartConfig,
     resample: bool,
-    loss_cls: PartConfig,
-    loss_bbox: PartConfig,
-    coder_style: CoderStyle,
-    clamp_below: bool,
 ) -> list[CascadeStage]:
     """Return the stages, one for each of `ious`: an RoI is an object's from that overlap on.
 
@@ -75,25 +66,20 @@ def cascade_stages(
     if not len(ious) == len(stds) == len(loss_weights) >= max(1, num_masks):
         raise UsageError(
             f"a cascade with {len(ious)} stages (stage_ious) has {len(stds)} stage_stds, {len(loss_weights)} "
-            f"stage_weights and {num_masks} mask_heads: give as many of each, and no more mask_heads."
+            f"stage_weights and {num_masks} mask_stages: give as many of each, and no more mask_stages."
         )
     extractors = stage_extractors(trunk, roi_extractor, len(ious))
     return [
         CascadeStage(
             extractors[number],
-            BBoxHead(
-                trunk.roi_channels,
-                extractors[number].output_size,
-                num_classes,
-                DeltaBoxCoder(stds=deviations, clamp_below=clamp_below, style=coder_style),
-                build("losses", loss_cls),
-                build("losses", loss_bbox),
-                channels=fc_channels,
-                num_convs=box_convs,
-                num_fcs=box_fcs,
-                norm=norm,
+            build(
+                "bbox_heads",
+                bbox_head,
+                in_channels=trunk.roi_channels,
+                num_classes=num_classes,
+                roi_size=extractors[number].output_size,
+                stds=deviations,
                 class_agnostic=True,
-                decode_before_loss=False,
             ),
             max_iou(positive=iou, negative=iou, min_positive=iou, match_low_quality=match_low_quality),
             build("samplers", sampler) if resample or number == 0 else EVERYTHING,
@@ -156,6 +142,11 @@ class CascadeRoIHead(nn.Module):
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_per_image = max_per_image
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it finds of each proposal, as `Detector.tasks`."""
+        return ("box", "mask") if self.mask_head else ("box",)
 
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of each stage, as s0.loss_cls; proposals are [P,4] for each image."""

@@ -145,12 +145,16 @@ class TwoStageDetector(Detector):
         backbone: nn.Module,
         neck: nn.Module | None,
         rpn_head: nn.Module | None,
-        roi_head: nn.Module,
-        tasks: tuple[str, ...] = ("box",),
+        roi_head: Any,
     ) -> None:
-        super().__init__(backbone, neck, tasks)
+        super().__init__(backbone, neck, roi_head.tasks)
         self.rpn_head: Any = rpn_head
-        self.roi_head: Any = roi_head
+        self.roi_head = roi_head
+
+    @property
+    def needs(self) -> set[str]:
+        """What it is trained on beside boxes, with what the second stage needs for itself."""
+        return super().needs | getattr(self.roi_head, "needs", set())
 
     def whole_backbone(self) -> nn.Module:
         """Return the backbone with the stage that works on RoIs, where there is one."""

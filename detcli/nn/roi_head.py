@@ -14,16 +14,13 @@ from torch.nn import functional
 from detcli.errors import DetcliError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, Norm, normal_init, xavier_init
-from detcli.nn.box_coders import CoderStyle, DeltaBoxCoder
-from detcli.nn.detector import Trunk
+from detcli.nn.box_coders import DeltaBoxCoder
 from detcli.nn.keypoint_head import KeypointHead, find_keypoints
 from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
 from detcli.nn.processes import reduce_mean
 from detcli.nn.samplers import RandomSampler
-from detcli.plugin import PartConfig
-from detcli.registry import build
 from detcli.structures import Batch, Detections, Target
 
 
@@ -67,67 +64,6 @@ class ObjectMaps:
 
     masks: Tensor | None = None
     keypoints: Tensor | None = None
-
-
-def roi_head(
-    *,
-    trunk: Trunk,
-    num_classes: int,
-    roi_extractor: PartConfig,
-    box_convs: int,
-    box_fcs: int,
-    fc_channels: int,
-    norm: Norm | Literal["none"],
-    assigner: PartConfig,
-    sampler: PartConfig,
-    loss_cls: PartConfig,
-    loss_bbox: PartConfig,
-    decode_before_loss: bool,
-    coder_style: CoderStyle,
-    clamp_below: bool,
-    score_threshold: float,
-    nms_threshold: float,
-    max_per_image: int,
-    mask_roi_extractor: PartConfig | None = None,
-    mask_head: MaskHead | None = None,
-    keypoint_roi_extractor: PartConfig | None = None,
-    keypoint_head: KeypointHead | None = None,
-) -> RoIHead:
-    """Return the second stage on the maps of `trunk`, with a `mask_head` or a `keypoint_head` or without.
-
-    Where RoIs go through the trunk's shared head, it stands in place of the fully connected layers.
-    """
-    extractor = trunk.roi_extractor(roi_extractor)
-    mask_extractor, keypoint_extractor = (
-        None if part is None else trunk.roi_extractor(part) for part in (mask_roi_extractor, keypoint_roi_extractor)
-    )
-    boxes = BBoxHead(
-        trunk.roi_channels,
-        extractor.output_size,
-        num_classes,
-        DeltaBoxCoder(stds=(0.1, 0.1, 0.2, 0.2), clamp_below=clamp_below, style=coder_style),
-        build("losses", loss_cls),
-        build("losses", loss_bbox),
-        channels=fc_channels,
-        num_convs=box_convs,
-        num_fcs=0 if trunk.shared_head else box_fcs,
-        norm=norm,
-        decode_before_loss=decode_before_loss,
-    )
-    return RoIHead(
-        extractor,
-        boxes,
-        build("assigners", assigner),
-        build("samplers", sampler),
-        shared_head=trunk.shared_head,
-        mask_roi_extractor=mask_extractor,
-        mask_head=mask_head,
-        keypoint_roi_extractor=keypoint_extractor,
-        keypoint_head=keypoint_head,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-        max_per_image=max_per_image,
-    )
 
 
 class BBoxHead(nn.Module):
@@ -322,6 +258,12 @@ class RoIHead(nn.Module):
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_per_image = max_per_image
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it finds of each proposal, as `Detector.tasks`."""
+        heads = {"mask": self.mask_head, "keypoint": self.keypoint_head}
+        return ("box", *(task for task, head in heads.items() if head is not None))
 
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return loss_cls, loss_bbox and those of the other heads; proposals are [P,4] for each image."""

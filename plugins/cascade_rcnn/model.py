@@ -1,4 +1,4 @@
-"""Cascade R-CNN and Cascade Mask R-CNN.
+"""The second stage of Cascade R-CNN and Cascade Mask R-CNN.
 
 Cai, Vasconcelos: Cascade R-CNN: High Quality Object Detection and Instance Segmentation, arXiv 1906.09756; the
 detector alone: arXiv 1712.00726.
@@ -13,27 +13,17 @@ from __future__ import annotations
 from typing import Literal
 
 from detcli.nn.cascade_roi_head import CascadeRoIHead, cascade_stages, stage_extractors
-from detcli.nn.detector import TwoStageDetector, trunk
-from detcli.nn.roi_head import MaskHead
-from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
+from detcli.nn.detector import Trunk
+from detcli.plugin import BBoxHead, MaskHead, RoIExtractor, Sampler
+from detcli.registry import build
 
 
-def cascade_rcnn(
+def cascade_roi_head(
     *,
+    trunk: Trunk,
     num_classes: int,
-    backbone: Backbone = "r50",
-    neck: Neck = "fpn",
-    rpn_head: RPNHead = {
-        "name": "rpn",
-        "anchor_border": 0,
-        "loss_bbox": {"name": "smooth_l1", "beta": 0.1111111111111111},
-        "train_proposals": 2000,
-    },
     roi_extractor: RoIExtractor = "roi_align",
-    box_convs: int = 0,
-    box_fcs: int = 2,
-    fc_channels: int = 1024,
-    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
+    bbox_head: BBoxHead = {"name": "conv_fc", "loss_bbox": "smooth_l1"},
     stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7),
     stage_stds: tuple[tuple[float, float, float, float], ...] = (
         (0.1, 0.1, 0.2, 0.2),
@@ -44,52 +34,42 @@ def cascade_rcnn(
     match_low_quality: bool = False,
     sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
     resample: bool = True,
-    loss_cls: Loss = "cross_entropy",
-    loss_bbox: Loss = "smooth_l1",
     roi_gradient: float = 1.0,
-    mask_heads: int = 0,
     mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
-    mask_convs: int = 4,
-    mask_channels: int | None = None,
-    coder_style: Literal["exact", "v1"] = "exact",
-    clamp_below: bool = True,
+    mask_head: MaskHead | None = None,
+    mask_stages: int | None = None,
     score_average: Literal["logits", "probabilities"] = "logits",
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
-) -> TwoStageDetector:
-    """Return the detector; the convolutions of masks are `mask_channels` wide (None: as the features).
+) -> CascadeRoIHead:
+    """Return stages of boxes on the maps of `trunk`, each with a `bbox_head` of its own.
 
     Each stage has an IoU from which an RoI is an object's, deviations of its box coder and a weight of its losses; with
     `match_low_quality`, an RoI that overlaps an object most is that object's, where it reaches the IoU, even if it
-    overlaps another one more. `mask_heads` of the stages, from the first, draw masks. For `resample`, `roi_gradient`
-    and `score_average` see `CascadeRoIHead`; for the rest, Faster R-CNN and Mask R-CNN, whose arguments they are.
+    overlaps another one more. With a `mask_head`, `mask_stages` of the stages, from the first, draw masks (None: all).
+    For `resample`, `roi_gradient` and
+    `score_average` see `CascadeRoIHead`.
 
-    Raises `UsageError` when the stages' arguments are not as many, or there are more mask heads than stages.
+    Raises `UsageError` when the stages' arguments are not as many, or more stages draw masks than there are.
     """
-    body = trunk(backbone, neck)
-    first_stage = body.rpn_head(rpn_head)
+    num_masks = 0
+    if mask_head is not None:
+        num_masks = len(stage_ious) if mask_stages is None else mask_stages
     stages = cascade_stages(
-        trunk=body,
+        trunk=trunk,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
-        box_convs=box_convs,
-        box_fcs=box_fcs,
-        fc_channels=fc_channels,
-        norm=norm,
+        bbox_head=bbox_head,
         ious=stage_ious,
         stds=stage_stds,
         loss_weights=stage_weights,
-        num_masks=mask_heads,
+        num_masks=num_masks,
         match_low_quality=match_low_quality,
         sampler=sampler,
         resample=resample,
-        loss_cls=loss_cls,
-        loss_bbox=loss_bbox,
-        coder_style=coder_style,
-        clamp_below=clamp_below,
     )
-    later_stages = CascadeRoIHead(
+    return CascadeRoIHead(
         stages,
         resample=resample,
         score_average=score_average,
@@ -97,14 +77,9 @@ def cascade_rcnn(
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
-        mask_roi_extractors=stage_extractors(body, mask_roi_extractor, mask_heads),
+        mask_roi_extractors=stage_extractors(trunk, mask_roi_extractor, num_masks),
         mask_heads=[
-            MaskHead(
-                body.channels, num_classes, channels=mask_channels or body.channels, num_convs=mask_convs, norm=norm
-            )
-            for _ in range(mask_heads)
+            build("mask_heads", mask_head, in_channels=trunk.roi_channels, num_classes=num_classes)
+            for _ in range(num_masks)
         ],
-    )
-    return TwoStageDetector(
-        body.backbone, body.neck, first_stage, later_stages, ("box", "mask") if mask_heads else ("box",)
     )

@@ -6,7 +6,7 @@ from detcli.plugin import Part, Plugin, Recipe
 
 # MMDetection shows every picture eight times in each of its eight epochs.
 SETTING: dict[str, Any] = {
-    "args": {"loss_bbox": {"name": "smooth_l1", "beta": 1.0}},
+    "args": {"roi_head": {"bbox_head": {"loss_bbox": {"name": "smooth_l1", "beta": 1.0}}}},
     "optim": {"lr": 0.01, "batch": 8},
     "sched_args": {"length": 64, "drops": [56]},
     "data": {"resize": [(2048, 800), (2048, 1024)], "resize_mode": "range", "test_resize": (2048, 1024)},

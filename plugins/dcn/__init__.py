@@ -3,17 +3,12 @@
 from typing import Any
 
 from detcli.plugin import Overlay, Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
+from detcli.published import DETECTRON2_DATA, DETECTRON2_MASKS, DETECTRON2_SCHED
 
 DCONV: dict[str, Any] = {"dcn": "v1", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 
 def _on_backbone(model: str) -> Recipe:
@@ -40,7 +35,7 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_dpool",
             model="faster_rcnn",
-            args={"roi_extractor": "deform_roi_pool"},
+            args={"roi_head": {"roi_extractor": "deform_roi_pool"}},
             under=DEMO,
             summary="boxes from deformable RoI pooling",
         ),
@@ -50,7 +45,7 @@ plugin = Plugin(
             backbone={"name": "r50_caffe", **DCONV},
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_TWO_STAGE, "assigner": {"match_low_quality": False}},
+            args=DETECTRON2_MASKS,
             data=DETECTRON2_DATA,
             summary="deformable convolutions in the last three stages, as Detectron2 trains it",
         ),

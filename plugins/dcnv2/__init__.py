@@ -6,13 +6,8 @@ from detcli.plugin import Overlay, Plugin, Recipe
 
 MDCONV: dict[str, Any] = {"dcn": "v2", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="dcnv2",
@@ -36,7 +31,7 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_mdpool",
             model="faster_rcnn",
-            args={"roi_extractor": {"name": "deform_roi_pool", "modulated": True}},
+            args={"roi_head": {"roi_extractor": {"name": "deform_roi_pool", "modulated": True}}},
             under=DEMO,
             summary="boxes from modulated deformable RoI pooling",
         ),

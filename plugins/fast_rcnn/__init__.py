@@ -15,18 +15,25 @@ from detcli.published import (
     LEGACY_SCHED,
     UNCLAMPED,
     UNPADDED,
+    combined,
 )
+
+LOW_QUALITY = {"roi_head": {"assigner": {"match_low_quality": True}}}
 
 plugin = Plugin(
     name="fast_rcnn",
     title="Fast R-CNN",
     arxiv="1504.08083",
-    models={"fast_rcnn": Part(".model:fast_rcnn", summary="a class and a box for each proposal of a file")},
+    models={
+        "fast_rcnn": Part(
+            "detcli.nn.two_stage:two_stage", {"rpn_head": None}, summary="a class and a box for each proposal of a file"
+        )
+    },
     recipes=[
         Recipe(
             "fast_rcnn",
             under={
-                "demo": {"sched": {"length": 500}, "model": {"fc_channels": 384, "sampler": {"num": 64}}},
+                "demo": {"sched": {"length": 500}},
             },
             summary="on a feature pyramid, with proposals from a file",
         ),
@@ -36,7 +43,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args=UNCLAMPED,
+            args={"roi_head": {"bbox_head": UNCLAMPED}},
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),
@@ -57,7 +64,7 @@ plugin = Plugin(
             sched="180k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args={**DETECTRON_BOXES, **DETECTRON_C4, "neck": None},
+            args=combined(DETECTRON_BOXES, DETECTRON_C4, {"neck": None}),
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
         ),
@@ -66,7 +73,7 @@ plugin = Plugin(
             model="fast_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={**LEGACY_BOXES, "assigner": {"match_low_quality": True}},
+            args=combined(LEGACY_BOXES, LOW_QUALITY),
             summary="as MMDetection 0 trains it",
         ),
     ],

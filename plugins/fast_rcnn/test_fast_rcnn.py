@@ -7,13 +7,13 @@ from detcli.nn.boxes import pairwise_iou
 from detcli.registry import build
 from detcli.structures import Batch, Target
 
-SLIM = ["model.backbone=r18", "model.neck.out_channels=16", "model.fc_channels=32"]
+SLIM = ["model.backbone=r18", "model.neck.out_channels=16", "model.roi_head.bbox_head.channels=32"]
 PROPOSALS = torch.tensor([[10.0, 10.0, 70.0, 80.0], [60.0, 30.0, 120.0, 90.0], [5.0, 50.0, 40.0, 90.0]])
 
 
 def make():
     torch.manual_seed(0)
-    settings = [*SLIM, "model.score_threshold=0.0"]
+    settings = [*SLIM, "model.roi_head.score_threshold=0.0"]
     return build("models", resolve("fast_rcnn", settings=settings).config.model, num_classes=3)
 
 

@@ -8,13 +8,13 @@ from detcli.published import (
     DC5,
     DETECTRON2_C4,
     DETECTRON2_DATA,
-    DETECTRON2_ONE_MAP_RPN,
+    DETECTRON2_ONE_MAP,
     DETECTRON2_RESIZE,
     DETECTRON2_SCHED,
     DETECTRON2_TWO_STAGE,
     DETECTRON_BOXES,
     DETECTRON_C4,
-    DETECTRON_ONE_MAP_RPN,
+    DETECTRON_ONE_MAP,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
     DETECTRON_RPN,
@@ -23,14 +23,14 @@ from detcli.published import (
     LEGACY_OPTIM,
     LEGACY_RPN,
     LEGACY_SCHED,
-    ONE_MAP_RPN,
+    ONE_MAP,
     SIX_SIZES,
-    UNCLAMPED,
     UNPADDED,
+    combined,
 )
 
 DC5_BACKBONE = {"name": "r50_caffe", **DC5}
-DC5_ARGS = {"neck": None, "rpn_head": {**ONE_MAP_RPN, "anchor_border": 0}}
+DC5_ARGS = combined(ONE_MAP, {"rpn_head": {"anchor_border": 0}})
 
 DETECTRON2: dict[str, Any] = {
     "model": "faster_rcnn",
@@ -38,20 +38,30 @@ DETECTRON2: dict[str, Any] = {
     "sched_args": DETECTRON2_SCHED,
     "data": DETECTRON2_DATA,
 }
-DETECTRON2_ONE_MAP = {"neck": None, "rpn_head": DETECTRON2_ONE_MAP_RPN, **UNCLAMPED}
+DETECTRON2_ONE_MAP_ARGS = combined(DETECTRON2_TWO_STAGE, DETECTRON2_ONE_MAP)
 
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
+
+DETECTRON_ARGS = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES)
+
+LEGACY_ARGS = combined(
+    LEGACY_BOXES,
+    {"rpn_head": {**LEGACY_RPN, "anchor_border": 0}, "roi_head": {"assigner": {"match_low_quality": True}}},
+)
+
+
+def _of_overlap(loss: str) -> dict[str, Any]:
+    return {"roi_head": {"bbox_head": {"decode_before_loss": True, "loss_bbox": {"name": loss, "weight": 10.0}}}}
+
 
 plugin = Plugin(
     name="faster_rcnn",
     title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
     arxiv="1506.01497",
-    models={"faster_rcnn": Part(".model:faster_rcnn", summary="an RPN, then a class and a box for each proposal")},
+    models={
+        "faster_rcnn": Part("detcli.nn.two_stage:two_stage", summary="an RPN, then a class and a box for each proposal")
+    },
     converters={"mmdet/StandardRoIHead": ".convert:mmdet_head"},
     recipes=[
         Recipe("faster_rcnn", under=DEMO, summary="on a feature pyramid"),
@@ -75,13 +85,13 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_iou",
             model="faster_rcnn",
-            args={"decode_before_loss": True, "loss_bbox": {"name": "iou", "weight": 10.0}},
+            args=_of_overlap("iou"),
             summary="IoU loss of the second stage's boxes",
         ),
         Recipe(
             "faster_rcnn_giou",
             model="faster_rcnn",
-            args={"decode_before_loss": True, "loss_bbox": {"name": "giou", "weight": 10.0}},
+            args=_of_overlap("giou"),
             summary="generalised IoU loss of the second stage's boxes",
         ),
         Recipe(
@@ -119,7 +129,7 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_c4_detectron2",
             backbone={"name": "r50_caffe", **C4},
-            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
+            args=combined(DETECTRON2_ONE_MAP_ARGS, DETECTRON2_C4),
             input=UNPADDED,
             summary="as Detectron2 trains it with the last stage on RoIs",
             **DETECTRON2,
@@ -127,7 +137,7 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_dc5_detectron2",
             backbone=DC5_BACKBONE,
-            args=DETECTRON2_ONE_MAP,
+            args=DETECTRON2_ONE_MAP_ARGS,
             input=UNPADDED,
             summary="as Detectron2 trains it with a dilated last stage",
             **DETECTRON2,
@@ -137,7 +147,7 @@ plugin = Plugin(
             model="faster_rcnn",
             backbone={"name": "r50_caffe", **C4},
             sched_args={"unit": "iter", "length": 18_000, "drops": [12_000, 16_000], "warmup_iters": 100},
-            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4},
+            args=combined(DETECTRON2_ONE_MAP_ARGS, DETECTRON2_C4),
             input=UNPADDED,
             data={"resize": [(1333, side) for side in range(480, 801, 32)], **DETECTRON2_RESIZE},
             eval={"evaluator": "voc07"},
@@ -150,7 +160,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM,
-            args={"rpn_head": DETECTRON_RPN, **DETECTRON_BOXES},
+            args=DETECTRON_ARGS,
             summary="as Detectron trains it",
         ),
         Recipe(
@@ -160,7 +170,7 @@ plugin = Plugin(
             sched="180k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args={"neck": None, "rpn_head": DETECTRON_ONE_MAP_RPN, **DETECTRON_BOXES, **DETECTRON_C4},
+            args=combined(DETECTRON_ARGS, DETECTRON_ONE_MAP, DETECTRON_C4),
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
         ),
@@ -169,11 +179,7 @@ plugin = Plugin(
             model="faster_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={
-                "rpn_head": {**LEGACY_RPN, "anchor_border": 0},
-                **LEGACY_BOXES,
-                "assigner": {"match_low_quality": True},
-            },
+            args=LEGACY_ARGS,
             summary="as MMDetection 0 trains it",
         ),
     ],

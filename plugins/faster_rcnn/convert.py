@@ -17,39 +17,31 @@ def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     roi_head.expect("shared_head", None)
     roi_head.ignore("init_cfg", "pretrained")
     model.expect("bbox_head", None)
-    boxes = _box_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
+    second_stage = _second_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
     if not model.has("rpn_head"):
-        if roi_head.has("mask_head"):
+        if "mask_head" in second_stage:
             raise roi_head.unsupported("mask_head")
-        return {"name": "fast_rcnn", **boxes}
-    both = {"rpn_head": first_stage(model, strides), **boxes}
-    if not roi_head.has("mask_head"):
-        return {"name": "faster_rcnn", **both}
-    masks = _mask_stage(roi_head, train.group("rcnn"), test.group("rcnn"), strides)
-    if "norm" in boxes and boxes["norm"] != masks.get("norm", "none"):
-        raise roi_head.group("mask_head").unsupported("norm_cfg")
-    return {"name": "mask_rcnn", **both, **masks}
+        return {"name": "fast_rcnn", "roi_head": second_stage}
+    name = "mask_rcnn" if "mask_head" in second_stage else "faster_rcnn"
+    return {"name": name, "rpn_head": first_stage(model, strides), "roi_head": second_stage}
 
 
-def _box_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
-    """Return the arguments of the box head and its training."""
-    head = roi_head.group("bbox_head")
+def _second_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
+    """Return the second stage, with a head of masks or without."""
     extractor = parts.roi_extractor(roi_head, "bbox_roi_extractor", strides)
-    train.ignore("mask_size")
-    return {
+    translated = {
+        "name": "standard",
         "roi_extractor": extractor,
-        **box_head(head, extractor),
+        "bbox_head": box_head(roi_head.group("bbox_head"), extractor),
         "assigner": parts.assigner(train),
         "sampler": parts.sampler(train),
-        "decode_before_loss": head.flag("reg_decoded_bbox", False),
-        "coder_style": parts.coder_style(head, (0.1, 0.1, 0.2, 0.2)),
         **box_selection(test),
     }
-
-
-def _mask_stage(roi_head: Group, train: Group, test: Group, strides: Strides) -> dict[str, Any]:
-    """Return the arguments of the mask head."""
+    if not roi_head.has("mask_head"):
+        train.ignore("mask_size")
+        return translated
     extractor = parts.roi_extractor(roi_head, "mask_roi_extractor", strides)
     train.expect("mask_size", 2 * extractor["output_size"])
     test.expect("mask_thr_binary", 0.5)
-    return {"mask_roi_extractor": extractor, **mask_head(roi_head.group("mask_head"), extractor)}
+    masks = {"mask_roi_extractor": extractor, "mask_head": mask_head(roi_head.group("mask_head"), extractor)}
+    return translated | masks

@@ -5,7 +5,7 @@ from detcli.config import resolve
 from detcli.registry import build
 from detcli.structures import Batch, Target
 
-SLIM = ["model.backbone.depth=18", "model.backbone.style=pytorch", "model.fc_channels=32"]
+SLIM = ["model.backbone.depth=18", "model.backbone.style=pytorch", "model.roi_head.bbox_head.channels=32"]
 
 
 def make(recipe, *settings):
@@ -43,7 +43,12 @@ def test_overlap_losses_take_boxes_in_pixels(recipe):
 
 
 def test_proposals_of_training_and_test_have_their_own_limits():
-    model = make("faster_rcnn", "model.neck.out_channels=16", "model.rpn_head.train_proposals=30", "model.rpn_head.test_proposals=20")
+    model = make(
+        "faster_rcnn",
+        "model.neck.out_channels=16",
+        "model.rpn_head.train_proposals=30",
+        "model.rpn_head.test_proposals=20",
+    )
     features = model.neck(model.backbone(make_batch().images))
     for mode, limit in ((True, 30), (False, 20)):
         proposals = model.train(mode).rpn_head.propose(model.rpn_head(features), torch.tensor([[96, 128]]))

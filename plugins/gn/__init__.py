@@ -39,9 +39,10 @@ plugin = Plugin(
                     # The norm is said once more for backbones that are chosen instead, as r18.
                     "backbone": {"name": "r50_gn", "norm": "gn"},
                     "neck": {"norm": "gn"},
-                    "box_convs": 4,
-                    "box_fcs": 1,
-                    "norm": "gn",
+                    "roi_head": {
+                        "bbox_head": {"convs": 4, "fcs": 1, "norm": "gn"},
+                        "mask_head": {"norm": "gn"},
+                    },
                 }
             },
             recipe="mask_rcnn",

@@ -13,9 +13,9 @@ from detcli.signature import read
 
 
 def two_stage_models():
-    """Return the models whose box head can have convolutions."""
+    """Return the models with RoIs."""
     arguments = {model: {parameter.name for parameter in read(find("models", model).ref)} for model in names("models")}
-    return [model for model, known in arguments.items() if "box_convs" in known]
+    return [model for model, known in arguments.items() if "roi_head" in known]
 
 
 @pytest.mark.parametrize("overlay", ["gn", "gn_ws"])
@@ -37,5 +37,5 @@ def test_another_backbone_has_the_norm():
 
 
 def test_a_model_of_one_stage_has_no_place_for_it():
-    with pytest.raises(UsageError, match="overlay 'gn' does not fit 'atss', which has no argument 'box_convs'"):
+    with pytest.raises(UsageError, match="overlay 'gn' does not fit 'atss', which has no argument 'roi_head'"):
         resolve("atss", overlays=["gn"])

@@ -34,9 +34,10 @@ plugin = Plugin(
                     # The norm is said once more for backbones that are chosen instead, as r18.
                     "backbone": {"name": "r50_gn_ws", "norm": "gn_ws"},
                     "neck": {"norm": "gn_ws"},
-                    "box_convs": 4,
-                    "box_fcs": 1,
-                    "norm": "gn_ws",
+                    "roi_head": {
+                        "bbox_head": {"convs": 4, "fcs": 1, "norm": "gn_ws"},
+                        "mask_head": {"norm": "gn_ws"},
+                    },
                 }
             },
             recipe="mask_rcnn",

@@ -5,13 +5,8 @@ from detcli.plugin import Part, Plugin, Recipe
 BOXES = {"name": "groie", "output_size": 7}
 MASKS = {"name": "groie", "output_size": 14}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="groie",
@@ -23,14 +18,14 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_groie",
             model="faster_rcnn",
-            args={"roi_extractor": BOXES},
+            args={"roi_head": {"roi_extractor": BOXES}},
             under=DEMO,
             summary="boxes from all levels of the pyramid",
         ),
         Recipe(
             "mask_rcnn_groie",
             model="mask_rcnn",
-            args={"roi_extractor": BOXES, "mask_roi_extractor": MASKS},
+            args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
             under=DEMO,
             summary="boxes and masks from all levels of the pyramid",
         ),

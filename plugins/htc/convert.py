@@ -7,23 +7,25 @@ from typing import Any
 from detcli.convert import mmdet_parts as parts
 from detcli.convert.mmdet_group import Group
 from detcli.convert.mmdet_parts import Strides
-from detcli.convert.mmdet_stages import cascade
+from detcli.convert.mmdet_stages import cascade, first_stage
 
 
 def mmdet_head(model: Group, strides: Strides) -> dict[str, Any]:
     """Return the model of a config with a HybridTaskCascadeRoIHead."""
     roi_head = model.group("roi_head")
-    translated = cascade(model, strides, "HTCMaskHead")
-    # There are always as many masks as stages.
-    if translated.pop("mask_heads", 0) == 0:
+    stages = cascade(model, strides, "HTCMaskHead")
+    if "mask_head" not in stages:
         raise roi_head.wrong("mask_head", "a head for each stage")
     roi_head.expect("interleaved", True)
     roi_head.expect("mask_info_flow", True)
     roi_head.expect("semantic_fusion", ("box", "mask"), ["box", "mask"])
     if not roi_head.has("semantic_head"):
         roi_head.ignore("semantic_roi_extractor", "semantic_fusion")
-        return {"name": "htc", **translated, "semantic": False}
-    return {"name": "htc", **translated, **_semantic_branch(roi_head, strides)}
+        branch: dict[str, Any] = {"semantic": False}
+    else:
+        branch = _semantic_branch(roi_head, strides)
+    second_stage = {"name": "htc", **stages, **branch}
+    return {"name": "htc", "rpn_head": first_stage(model, strides), "roi_head": second_stage}
 
 
 def _semantic_branch(roi_head: Group, strides: Strides) -> dict[str, Any]:

@@ -16,32 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detcli.errors import DetcliError, UsageError
+from detcli.nn import roi_head
 from detcli.nn.blocks import ConvNorm, Norm
 from detcli.nn.cascade_roi_head import CascadeRoIHead, CascadeStage, Refined, cascade_stages, stage_extractors
-from detcli.nn.detector import TwoStageDetector, trunk
-from detcli.nn.roi_head import MaskHead, RoISample
-from detcli.plugin import Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
+from detcli.nn.detector import Trunk
+from detcli.nn.roi_head import RoISample
+from detcli.plugin import BBoxHead, MaskHead, RoIExtractor, Sampler
 from detcli.registry import build
 from detcli.structures import UNLABELLED, Batch, Detections
 
 
-def htc(
+def hybrid_roi_head(
     *,
+    trunk: Trunk,
     num_classes: int,
     num_semantic_classes: int = 183,
-    backbone: Backbone = "r50",
-    neck: Neck = "fpn",
-    rpn_head: RPNHead = {
-        "name": "rpn",
-        "anchor_border": 0,
-        "loss_bbox": {"name": "smooth_l1", "beta": 0.1111111111111111},
-        "train_proposals": 2000,
-    },
     roi_extractor: RoIExtractor = "roi_align",
-    box_convs: int = 0,
-    box_fcs: int = 2,
-    fc_channels: int = 1024,
-    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
+    bbox_head: BBoxHead = {"name": "conv_fc", "loss_bbox": "smooth_l1"},
     stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7),
     stage_stds: tuple[tuple[float, float, float, float], ...] = (
         (0.1, 0.1, 0.2, 0.2),
@@ -51,39 +42,31 @@ def htc(
     stage_weights: tuple[float, ...] = (1.0, 0.5, 0.25),
     match_low_quality: bool = True,
     sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
-    loss_cls: Loss = "cross_entropy",
-    loss_bbox: Loss = "smooth_l1",
     mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
-    mask_convs: int = 4,
-    mask_channels: int | None = None,
+    mask_head: MaskHead = "htc",
     semantic: bool = True,
     semantic_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
     semantic_level: int = 1,
     semantic_convs: int = 4,
     semantic_loss_weight: float = 0.2,
-    coder_style: Literal["exact", "v1"] = "exact",
     score_threshold: float = 0.001,
     nms_threshold: float = 0.5,
     max_per_image: int = 100,
-) -> TwoStageDetector:
-    """Return the detector; the convolutions of masks are `mask_channels` wide (None: as the features).
+) -> HybridRoIHead:
+    """Return the stages on the maps of `trunk`, each with a `bbox_head` and a `mask_head` of its own.
 
     `num_semantic_classes` is the number of labels that pixels can have; without `semantic`, pixels need none and have
     no branch. That branch works at the pyramid's level `semantic_level`. For the rest see Cascade R-CNN, whose
     arguments they are.
 
-    Raises `UsageError` when the stages' arguments are not as many, or the pyramid lacks the level.
+    Raises `UsageError` when the stages' arguments are not as many, the pyramid lacks the level, or the mask head is
+    another method's.
     """
-    body = trunk(backbone, neck)
-    first_stage = body.rpn_head(rpn_head)
     stages = cascade_stages(
-        trunk=body,
+        trunk=trunk,
         num_classes=num_classes,
         roi_extractor=roi_extractor,
-        box_convs=box_convs,
-        box_fcs=box_fcs,
-        fc_channels=fc_channels,
-        norm=norm,
+        bbox_head=bbox_head,
         ious=stage_ious,
         stds=stage_stds,
         loss_weights=stage_weights,
@@ -91,42 +74,39 @@ def htc(
         match_low_quality=match_low_quality,
         sampler=sampler,
         resample=True,
-        loss_cls=loss_cls,
-        loss_bbox=loss_bbox,
-        coder_style=coder_style,
-        clamp_below=True,
     )
     semantic_head, pixels = None, None
     if semantic:
-        if not 0 <= semantic_level < len(body.strides):
+        if not 0 <= semantic_level < len(trunk.strides):
             raise UsageError(
-                f"the pyramid has no level {semantic_level} (semantic_level): give 0 to {len(body.strides) - 1}."
+                f"the pyramid has no level {semantic_level} (semantic_level): give 0 to {len(trunk.strides) - 1}."
             )
-        stride = body.strides[semantic_level]
+        stride = trunk.strides[semantic_level]
         semantic_head = FusedSemanticHead(
-            body.channels,
-            len(body.strides),
+            trunk.channels,
+            len(trunk.strides),
             num_semantic_classes,
             level=semantic_level,
             stride=stride,
             num_convs=semantic_convs,
             loss_weight=semantic_loss_weight,
         )
-        pixels = build("roi_extractors", semantic_roi_extractor, in_channels=body.channels, strides=(stride,))
+        pixels = build("roi_extractors", semantic_roi_extractor, in_channels=trunk.channels, strides=(stride,))
     masks = [
-        HybridMaskHead(
-            body.channels,
-            num_classes,
-            channels=mask_channels or body.channels,
-            num_convs=mask_convs,
-            norm=norm,
+        build(
+            "mask_heads",
+            mask_head,
+            in_channels=trunk.channels,
+            num_classes=num_classes,
             takes_previous=number > 0,
         )
         for number in range(len(stages))
     ]
-    later_stages = HybridRoIHead(
+    if not isinstance(masks[0], HybridMaskHead):
+        raise UsageError("a mask head of this cascade passes on what it saw: `--set model.roi_head.mask_head=htc`.")
+    return HybridRoIHead(
         stages,
-        stage_extractors(body, mask_roi_extractor, len(stages)),
+        stage_extractors(trunk, mask_roi_extractor, len(stages)),
         masks,
         semantic_head,
         pixels,
@@ -134,16 +114,6 @@ def htc(
         nms_threshold=nms_threshold,
         max_per_image=max_per_image,
     )
-    return HybridTaskCascade(body.backbone, body.neck, first_stage, later_stages, ("box", "mask"))
-
-
-class HybridTaskCascade(TwoStageDetector):
-    """A cascade that is trained on the pixels' classes, too."""
-
-    @property
-    def needs(self) -> set[str]:
-        """Return what it is trained on beside boxes."""
-        return {"masks"} | ({"semantic"} if self.roi_head.semantic_head is not None else set())
 
 
 class HybridRoIHead(CascadeRoIHead):
@@ -178,6 +148,11 @@ class HybridRoIHead(CascadeRoIHead):
         self.semantic_head = semantic_head
         self.semantic_roi_extractor = semantic_roi_extractor
 
+    @property
+    def needs(self) -> set[str]:
+        """Return what it is trained on beside boxes, as `Detector.needs`."""
+        return {"masks"} if self.semantic_head is None else {"masks", "semantic"}
+
     def losses(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the losses of each stage, as s0.loss_cls, and of the pixels' classes; proposals are [P,4] an image."""
         if self.semantic_head is None:
@@ -188,7 +163,7 @@ class HybridRoIHead(CascadeRoIHead):
         if len(labels) < len(batch):
             raise DetcliError(
                 "this model learns classes of pixels, and the data have none. "
-                "Train it with `--set model.semantic=false`."
+                "Train it with `--set model.roi_head.semantic=false`."
             )
         losses: dict[str, Tensor] = self.semantic_head.losses(logits, torch.stack(labels))
         return losses | super().losses((*features, hidden), proposals, batch)
@@ -227,7 +202,27 @@ class HybridRoIHead(CascadeRoIHead):
         return found + functional.adaptive_avg_pool2d(added, (found.shape[-2], found.shape[-1]))
 
 
-class HybridMaskHead(MaskHead):
+def hybrid_masks(
+    *,
+    in_channels: int,
+    num_classes: int,
+    takes_previous: bool,
+    convs: int = 4,
+    channels: int | None = None,
+    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
+) -> HybridMaskHead:
+    """Return the head of masks of a stage; its convolutions have `channels` outputs (None: `in_channels`)."""
+    return HybridMaskHead(
+        in_channels,
+        num_classes,
+        channels=channels or in_channels,
+        num_convs=convs,
+        norm=norm,
+        takes_previous=takes_previous,
+    )
+
+
+class HybridMaskHead(roi_head.MaskHead):
     """The mask head of a stage, which, but for the first, takes what the one before saw (`takes_previous`)."""
 
     def __init__(

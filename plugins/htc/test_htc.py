@@ -1,6 +1,6 @@
 import pytest
 import torch
-from detcli.plugins.htc.model import FusedSemanticHead, htc
+from detcli.plugins.htc.model import FusedSemanticHead
 from torch import nn
 from torch.nn import functional
 
@@ -14,16 +14,20 @@ from detcli.testing import random_batch
 def model():
     """Return a small model."""
     torch.manual_seed(0)
-    return build("models", {"name": "htc", **SMALL}, num_classes=3)
+    return make()
 
 
-SMALL = {
-    "backbone": "r18",
-    "neck": {"name": "fpn", "out_channels": 16},
-    "fc_channels": 16,
-    "rpn_head": {"name": "rpn", "train_proposals": 20},
-    "num_semantic_classes": 6,
-}
+def make(**changes):
+    """Return a small model with other arguments of its second stage."""
+    roi_head = {"name": "htc", "bbox_head": {"name": "conv_fc", "channels": 16}, "num_semantic_classes": 6, **changes}
+    config = {
+        "name": "htc",
+        "backbone": "r18",
+        "neck": {"name": "fpn", "out_channels": 16},
+        "rpn_head": {"name": "rpn", "train_proposals": 20},
+        "roi_head": roi_head,
+    }
+    return build("models", config, num_classes=3)
 
 
 def test_every_eighth_pixel_has_a_loss_and_unlabelled_ones_count():
@@ -56,14 +60,14 @@ def test_features_of_pixels_are_added_to_those_of_rois(model):
     maps = [torch.full((1, 2, 64 // stride, 64 // stride), value) for stride, value in ((4, 0.0), (8, 1.0), (8, 0.25))]
     found = head.pool(head.bbox_roi_extractor[0], maps, boxes)
     torch.testing.assert_close(found, torch.full((1, 2, 7, 7), 0.25))
-    without = build("models", {"name": "htc", **SMALL, "semantic": False}, num_classes=3).roi_head
+    without = make(semantic=False).roi_head
     assert not without.pool(without.bbox_roi_extractor[0], maps, boxes).any()
 
 
 def test_stages_have_an_extractor_each_where_it_learns():
     torch.manual_seed(0)
     masks = {"name": "deform_roi_pool", "output_size": 14, "fc_channels": 8}
-    model = build("models", {"name": "htc", **SMALL, "mask_roi_extractor": masks}, num_classes=3).eval()
+    model = make(mask_roi_extractor=masks).eval()
     assert {name.split(".")[1] for name in model.roi_head.state_dict() if "mask_roi_extractor" in name} == set("012")
     batch, used = random_batch(), []
     for number, extractor in enumerate(model.roi_head.mask_roi_extractor):
@@ -118,9 +122,9 @@ def test_labels_of_pixels_are_asked_for_only_where_they_are_learned(model):
     for target in batch.targets:
         target.semantic = None
     assert model.needs == {"masks", "semantic"}
-    with pytest.raises(DetcliError, match=r"classes of pixels, and the data have none. .*model.semantic=false"):
+    with pytest.raises(DetcliError, match=r"classes of pixels, and the data have none\..*roi_head\.semantic=false"):
         model.train()(batch)
-    without = build("models", {"name": "htc", **SMALL, "semantic": False}, num_classes=3)
+    without = make(semantic=False)
     assert without.needs == {"masks"}
     losses = without.train()(batch)
     assert "loss_semantic_seg" not in losses
@@ -129,4 +133,4 @@ def test_labels_of_pixels_are_asked_for_only_where_they_are_learned(model):
 
 def test_a_level_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="no level 5"):
-        htc(num_classes=3, backbone="r18", semantic_level=5)
+        make(semantic_level=5)

@@ -1,26 +1,30 @@
 """Faster R-CNN with the keypoints of each detection."""
 
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
+from detcli.published import DETECTRON2_DATA, DETECTRON2_MASKS, DETECTRON2_SCHED, MASK_ROI_HEAD
+
+ROI_HEAD = {
+    "name": "standard",
+    "bbox_head": {"name": "conv_fc", "loss_bbox": {"name": "smooth_l1", "beta": 0.5}},
+    "assigner": MASK_ROI_HEAD["assigner"],
+    "keypoint_roi_extractor": {"name": "roi_align", "output_size": 14},
+    "keypoint_head": "fcn",
+}
 
 # In less than a thousand steps from random weights: fewer and narrower layers.
-DEMO = {
-    "demo": {
-        "model": {
-            "fc_channels": 384,
-            "sampler": {"num": 64},
-            "rpn_head": {"train_proposals": 300},
-            "keypoint_convs": 4,
-            "keypoint_channels": 128,
-        },
-    }
-}
+DEMO = {"demo": {"model": {"roi_head": {"keypoint_head": {"convs": 4, "channels": 128}}}}}
 
 plugin = Plugin(
     name="keypoint_rcnn",
     title="Mask R-CNN (keypoints)",
     arxiv="1703.06870",
-    models={"keypoint_rcnn": Part(".model:keypoint_rcnn", summary="Faster R-CNN with the keypoints of each detection")},
+    models={
+        "keypoint_rcnn": Part(
+            "detcli.nn.two_stage:two_stage",
+            {"rpn_head": {"name": "rpn", "train_proposals": 1500}, "roi_head": ROI_HEAD},
+            summary="Faster R-CNN with the keypoints of each detection",
+        )
+    },
     recipes=[
         Recipe("keypoint_rcnn", under=DEMO, summary="on a feature pyramid"),
         Recipe(
@@ -29,7 +33,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_TWO_STAGE, "assigner": {"match_low_quality": False}},
+            args=DETECTRON2_MASKS,
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
         ),

@@ -12,7 +12,7 @@ plugin = Plugin(
         Recipe(
             "mask_rcnn_lvis",
             model="mask_rcnn",
-            args={"score_threshold": 1e-4, "max_per_image": 300},
+            args={"roi_head": {"score_threshold": 1e-4, "max_per_image": 300}},
             data={**SIX_SIZES, "repeat_threshold": 1e-3},
             eval={"evaluator": "lvis"},
             summary="one of six sizes, pictures of rare classes repeated, 300 detections",

@@ -8,71 +8,68 @@ from detcli.published import (
     DC5,
     DETECTRON2_C4,
     DETECTRON2_DATA,
-    DETECTRON2_ONE_MAP_RPN,
+    DETECTRON2_MASKS,
+    DETECTRON2_ONE_MAP,
+    DETECTRON2_OPTIM,
     DETECTRON2_RESIZE,
     DETECTRON2_SCHED,
-    DETECTRON2_TWO_STAGE,
     DETECTRON_BOXES,
     DETECTRON_C4,
-    DETECTRON_ONE_MAP_RPN,
+    DETECTRON_ONE_MAP,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
     DETECTRON_ROI_ALIGN,
     DETECTRON_RPN,
     DETECTRON_SCHED,
     LEGACY_BOXES,
+    LEGACY_MASKS,
     LEGACY_OPTIM,
-    LEGACY_ROI_ALIGN,
     LEGACY_RPN,
     LEGACY_SCHED,
+    MASK_ROI_HEAD,
+    NO_LOW_QUALITY,
     SHARED_MASKS,
     SIX_SIZES,
-    UNCLAMPED,
     UNPADDED,
+    combined,
 )
-
-# MMDetection alone matches objects with RoIs that overlap them little.
-NO_LOW_QUALITY = {"assigner": {"match_low_quality": False}}
 
 DETECTRON2: dict[str, Any] = {
     "model": "mask_rcnn",
     "sched": "90k",
     "sched_args": DETECTRON2_SCHED,
+    "optim": DETECTRON2_OPTIM,
     "data": DETECTRON2_DATA,
 }
-DETECTRON2_ARGS = {**DETECTRON2_TWO_STAGE, **NO_LOW_QUALITY}
+DETECTRON2_ONE_MAP_ARGS = combined(DETECTRON2_MASKS, DETECTRON2_ONE_MAP)
+
 SYNCBN = {"norm": "syncbn"}
-DETECTRON2_ONE_MAP = {"neck": None, "rpn_head": DETECTRON2_ONE_MAP_RPN, **UNCLAMPED, **NO_LOW_QUALITY}
+SYNCBN_HEADS = {"roi_head": {"bbox_head": {**SYNCBN, "convs": 4, "fcs": 1}, "mask_head": SYNCBN}}
 
 DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
-DETECTRON_ARGS = {**DETECTRON_BOXES, **NO_LOW_QUALITY}
+DETECTRON_ARGS = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES, NO_LOW_QUALITY)
+DETECTRON_FPN = combined(DETECTRON_ARGS, {"roi_head": {"mask_roi_extractor": DETECTRON_ROI_ALIGN}})
+DETECTRON_ONE_MAP_ARGS = combined(DETECTRON_ARGS, DETECTRON_ONE_MAP, DETECTRON_C4, SHARED_MASKS)
 
-DETECTRON_FPN = {"rpn_head": DETECTRON_RPN, **DETECTRON_ARGS, "mask_roi_extractor": DETECTRON_ROI_ALIGN}
-DETECTRON_ONE_MAP = {
-    "neck": None,
-    "rpn_head": DETECTRON_ONE_MAP_RPN,
-    **DETECTRON_ARGS,
-    **DETECTRON_C4,
-    **SHARED_MASKS,
-}
-
-LEGACY_ARGS = {**LEGACY_BOXES, "mask_roi_extractor": LEGACY_ROI_ALIGN}
+LEGACY_ARGS = combined(LEGACY_BOXES, LEGACY_MASKS)
 
 # In the words of MMDetection, Fast Mask R-CNN.
 GIVEN: dict[str, Any] = {"rpn_head": None}
 
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="mask_rcnn",
     title="Mask R-CNN",
     arxiv="1703.06870",
-    models={"mask_rcnn": Part(".model:mask_rcnn", summary="Faster R-CNN with a mask for each detection")},
+    models={
+        "mask_rcnn": Part(
+            "detcli.nn.two_stage:two_stage",
+            {"roi_head": MASK_ROI_HEAD},
+            summary="Faster R-CNN with a mask for each detection",
+        )
+    },
     recipes=[
         Recipe("mask_rcnn", under=DEMO, summary="on a feature pyramid"),
         Recipe(
@@ -96,7 +93,7 @@ plugin = Plugin(
         Recipe(
             "mask_rcnn_detectron2",
             backbone="r50_caffe",
-            args=DETECTRON2_ARGS,
+            args=DETECTRON2_MASKS,
             summary="as Detectron2 trains it",
             **DETECTRON2,
         ),
@@ -104,14 +101,14 @@ plugin = Plugin(
             "mask_rcnn_syncbn_detectron2",
             backbone={"name": "r50_caffe", **SYNCBN, "norm_eval": False, "norm_trained": True},
             neck={"name": "fpn", **SYNCBN},
-            args={**DETECTRON2_ARGS, **SYNCBN, "box_convs": 4, "box_fcs": 1},
+            args=combined(DETECTRON2_MASKS, SYNCBN_HEADS),
             summary="as Detectron2 trains it with synchronised batch norms in all parts",
             **DETECTRON2,
         ),
         Recipe(
             "mask_rcnn_c4_detectron2",
             backbone={"name": "r50_caffe", **C4},
-            args={**DETECTRON2_ONE_MAP, **DETECTRON2_C4, **SHARED_MASKS},
+            args=combined(DETECTRON2_ONE_MAP_ARGS, DETECTRON2_C4, SHARED_MASKS),
             input=UNPADDED,
             summary="as Detectron2 trains it with the last stage on RoIs",
             **DETECTRON2,
@@ -119,7 +116,7 @@ plugin = Plugin(
         Recipe(
             "mask_rcnn_dc5_detectron2",
             backbone={"name": "r50_caffe", **DC5},
-            args={**DETECTRON2_ONE_MAP, "mask_channels": 256},
+            args=combined(DETECTRON2_ONE_MAP_ARGS, {"roi_head": {"mask_head": {"channels": 256}}}),
             input=UNPADDED,
             summary="as Detectron2 trains it with a dilated last stage",
             **DETECTRON2,
@@ -130,7 +127,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched_args={"unit": "iter", "length": 24_000, "drops": [18_000], "warmup_iters": 1000},
             optim={"lr": 0.01, "batch": 8},
-            args=DETECTRON2_ARGS,
+            args=DETECTRON2_MASKS,
             data={
                 "resize": [(2048, side) for side in range(800, 1025, 32)],
                 "test_resize": (2048, 1024),
@@ -145,7 +142,7 @@ plugin = Plugin(
             backbone="r50_caffe",
             sched="90k",
             sched_args=DETECTRON2_SCHED,
-            args={**DETECTRON2_ARGS, "score_threshold": 1e-4, "max_per_image": 300},
+            args=combined(DETECTRON2_MASKS, {"roi_head": {"score_threshold": 1e-4, "max_per_image": 300}}),
             data={**DETECTRON2_DATA, "repeat_threshold": 0.001, "repeat_rounding": "drawn"},
             eval={"evaluator": "lvis"},
             summary="as Detectron2 trains it on LVIS, repeating pictures of rare classes",
@@ -164,7 +161,7 @@ plugin = Plugin(
             backbone={"name": "r50_detectron", **C4},
             sched="180k",
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args=DETECTRON_ONE_MAP,
+            args=DETECTRON_ONE_MAP_ARGS,
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
             **DETECTRON,
@@ -183,7 +180,7 @@ plugin = Plugin(
             backbone={"name": "r50_detectron", **C4},
             sched="180k",
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args={**DETECTRON_ONE_MAP, **GIVEN},
+            args={**DETECTRON_ONE_MAP_ARGS, **GIVEN},
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs, with proposals from a file",
             **DETECTRON,
@@ -201,13 +198,13 @@ plugin = Plugin(
             model="mask_rcnn",
             sched_args=LEGACY_SCHED,
             optim=LEGACY_OPTIM,
-            args={"rpn_head": {**LEGACY_RPN, "anchor_border": 0}, **LEGACY_ARGS},
+            args={**LEGACY_ARGS, "rpn_head": {**LEGACY_RPN, "anchor_border": 0}},
             summary="as MMDetection 0 trains it",
         ),
         Recipe(
             "mask_rcnn_legacy_v1",
             model="mask_rcnn",
-            args={"rpn_head": LEGACY_RPN, **LEGACY_ARGS},
+            args={**LEGACY_ARGS, "rpn_head": LEGACY_RPN},
             summary="as MMDetection 2 trains it for comparison with MMDetection 1",
         ),
     ],

@@ -7,7 +7,7 @@ from detcli.registry import build
 from detcli.structures import Batch
 from detcli.testing import random_batch
 
-SLIM = ["model.backbone=r18", "model.neck.out_channels=16", "model.fc_channels=32"]
+SLIM = ["model.backbone=r18", "model.neck.out_channels=16", "model.roi_head.bbox_head.channels=32"]
 
 
 def make(*settings, recipe="mask_rcnn"):
@@ -18,13 +18,13 @@ def make(*settings, recipe="mask_rcnn"):
 def test_the_mask_head_is_as_wide_as_the_neck_unless_told():
     head = make().roi_head.mask_head
     assert [conv.conv.weight.shape[:2] for conv in head.convs] == [(16, 16)] * 4
-    head = make("model.mask_channels=24", "model.mask_convs=2").roi_head.mask_head
+    head = make("model.roi_head.mask_head.channels=24", "model.roi_head.mask_head.convs=2").roi_head.mask_head
     assert [conv.conv.weight.shape[:2] for conv in head.convs] == [(24, 16), (24, 24)]
     assert head.conv_logits.weight.shape[:2] == (3, 24)
 
 
 def test_every_detection_has_a_mask_of_its_class():
-    model = make("model.score_threshold=0.0", "model.max_per_image=7").eval()
+    model = make("model.roi_head.score_threshold=0.0", "model.roi_head.max_per_image=7").eval()
     assert model.tasks == ("box", "mask")
     batch = Batch(torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [64, 128]]))
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_every_detection_has_a_mask_of_its_class():
 
 
 def test_given_proposals_stand_in_place_of_an_rpn():
-    model = make("model.score_threshold=0.0", "model.max_per_image=5", recipe="fast_mask_rcnn_legacy")
+    model = make("model.roi_head.score_threshold=0.0", "model.roi_head.max_per_image=5", recipe="fast_mask_rcnn_legacy")
     assert not [name for name in model.state_dict() if name.startswith("rpn_head")]
     batch = random_batch()
     assert set(model(batch)) == {"loss_cls", "loss_bbox", "loss_mask"}
@@ -52,7 +52,7 @@ def test_given_proposals_stand_in_place_of_an_rpn():
 
 def test_a_shared_head_gives_boxes_and_masks_the_same_features():
     slim = ["model.backbone.depth=18", "model.backbone.style=pytorch"]
-    config = resolve("mask_rcnn_c4_detectron2", settings=[*slim, "model.score_threshold=0.0"]).config.model
+    config = resolve("mask_rcnn_c4_detectron2", settings=[*slim, "model.roi_head.score_threshold=0.0"]).config.model
     torch.manual_seed(0)
     model = build("models", config, num_classes=3)
     calls = []

@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
 from detcli.nn.detector import TwoStageDetector, trunk
 from detcli.nn.masks import paste_masks
-from detcli.nn.roi_head import MaskHead, roi_head
 from detcli.nn.semantic_head import SemanticHead, resize_logits
-from detcli.plugin import Assigner, Backbone, Loss, Neck, RoIExtractor, RPNHead, Sampler
+from detcli.plugin import Backbone, Neck, RoIHead, RPNHead
+from detcli.registry import build
 from detcli.structures import UNLABELLED, Batch, Detections, ImageInfo, Panoptic
 
 
@@ -29,61 +29,33 @@ def panoptic_fpn(
     backbone: Backbone = "r50",
     neck: Neck = "fpn",
     rpn_head: RPNHead = "rpn",
-    roi_extractor: RoIExtractor = "roi_align",
-    box_convs: int = 0,
-    box_fcs: int = 2,
-    fc_channels: int = 1024,
-    norm: Literal["none", "bn", "syncbn", "gn", "gn_ws"] = "none",
-    assigner: Assigner = {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
-    sampler: Sampler = {"name": "random", "num": 512, "positive_fraction": 0.25, "add_gt": True},
-    loss_cls: Loss = "cross_entropy",
-    loss_bbox: Loss = "l1",
-    mask_roi_extractor: RoIExtractor = {"name": "roi_align", "output_size": 14},
-    mask_convs: int = 4,
+    roi_head: RoIHead = {
+        "name": "standard",
+        "assigner": {"name": "max_iou", "positive": 0.5, "negative": 0.5, "min_positive": 0.5},
+        "mask_roi_extractor": {"name": "roi_align", "output_size": 14},
+        "mask_head": "fcn",
+    },
     semantic_levels: int = 4,
     semantic_channels: int = 128,
     semantic_norm: Literal["bn", "syncbn", "gn"] = "gn",
     semantic_loss_weight: float = 0.5,
-    clamp_below: bool = True,
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    max_per_image: int = 100,
     segment_score: float = 0.5,
     segment_overlap: float = 0.5,
     least_stuff_area: int = 4096,
 ) -> PanopticFPN:
     """Return the detector of things and `num_stuff_classes` classes of stuff, which a run takes from its data.
 
-    Boxes come from `box_convs` convolutions and `box_fcs` fully connected layers; `norm` is for these convolutions and
-    those of masks.
-
     Detections of at least `segment_score` become segments, but those of which better ones cover more than
-    `segment_overlap`; then stuff of at least `least_stuff_area` pixels of the picture. For `clamp_below` see
-    `DeltaBoxCoder`.
+    `segment_overlap`; then stuff of at least `least_stuff_area` pixels of the picture.
+
+    Raises `UsageError` when the second stage draws no masks.
     """
     body = trunk(backbone, neck)
-    first_stage = body.rpn_head(rpn_head)
-    second_stage = roi_head(
-        trunk=body,
-        num_classes=num_classes,
-        roi_extractor=roi_extractor,
-        box_convs=box_convs,
-        box_fcs=box_fcs,
-        fc_channels=fc_channels,
-        norm=norm,
-        assigner=assigner,
-        sampler=sampler,
-        loss_cls=loss_cls,
-        loss_bbox=loss_bbox,
-        decode_before_loss=False,
-        coder_style="exact",
-        clamp_below=clamp_below,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-        max_per_image=max_per_image,
-        mask_roi_extractor=mask_roi_extractor,
-        mask_head=MaskHead(body.roi_channels, num_classes, channels=body.roi_channels, num_convs=mask_convs, norm=norm),
-    )
+    second_stage = build("roi_heads", roi_head, trunk=body, num_classes=num_classes)
+    if "mask" not in second_stage.tasks:
+        raise UsageError(
+            "segments are made of masks, and model.roi_head has none: `--set model.roi_head.mask_head=fcn`."
+        )
     semantic = SemanticHead(
         body.channels,
         body.strides[:semantic_levels],
@@ -95,7 +67,7 @@ def panoptic_fpn(
     return PanopticFPN(
         body.backbone,
         body.neck,
-        first_stage,
+        body.rpn_head(rpn_head),
         second_stage,
         semantic,
         num_classes=num_classes,
@@ -121,7 +93,8 @@ class PanopticFPN(TwoStageDetector):
         segment_overlap: float,
         least_stuff_area: int,
     ) -> None:
-        super().__init__(backbone, neck, rpn_head, roi_head, ("box", "mask", "panoptic"))
+        super().__init__(backbone, neck, rpn_head, roi_head)
+        self.tasks = (*self.tasks, "panoptic")
         self.semantic_head = semantic_head
         self.num_classes = num_classes
         self.segment_score = segment_score

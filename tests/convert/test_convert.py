@@ -17,7 +17,7 @@ from detcli.engine.checkpoint import open_checkpoint
 from detcli.engine.model import build_model, load_model
 from detcli.errors import DetcliError, UsageError
 
-SLIM = ["model.backbone.depth=18", "model.neck.out_channels=16", "model.fc_channels=32"]
+SLIM = ["model.backbone.depth=18", "model.neck.out_channels=16", "model.roi_head.bbox_head.channels=32"]
 CLASSES = ("circle", "square", "triangle", "star")
 
 RETINANET = """

@@ -509,7 +509,7 @@ def _cut(text, start, end):
 LEGACY = {
     "retinanet": (V1_RETINANET, {}),
     "mask_rcnn": (V1_MASK_RCNN, {"rpn_head": {"anchor_border": 0}}),
-    "cascade_mask_rcnn": (v1_cascade(), {"match_low_quality": True}),
+    "cascade_mask_rcnn": (v1_cascade(), {"roi_head": {"match_low_quality": True}}),
 }
 """Of each method, its config of 1.x, and how it differs from the case that 2.x keeps for its checkpoints."""
 
@@ -520,8 +520,9 @@ def test_version_1_says_the_same_as_its_legacy_form_in_version_2(method):
     ours, theirs = loaded(parse(text)), loaded(config_of(f"legacy_1.x/{method}_r50_fpn_1x_coco_v1"))
     expected = revise(theirs, flags={f"model.{key}": value for key, value in leaves(differs).items()})
     assert ours.model == expected.model
-    boxes = ours.model.get("rpn_head", ours.model)
-    assert boxes["anchor_style"] == boxes["coder_style"] == ours.model["coder_style"] == "v1"
+    first = ours.model.get("rpn_head", ours.model)
+    last = ours.model["roi_head"]["bbox_head"] if "roi_head" in ours.model else ours.model
+    assert first["anchor_style"] == first["coder_style"] == last["coder_style"] == "v1"
     assert ours.input == theirs.input
     assert ours.data == theirs.data
     assert ours.optim.clip_norm == 35
@@ -591,7 +592,7 @@ def test_deformable_pooling(kind, modulated):
     config = config_of(ARTICLES["mask_rcnn"])
     layer = {"type": kind, "output_size": 7, "output_channels": 256, "gamma": 0.2}
     config["model"]["roi_head"]["bbox_roi_extractor"]["roi_layer"] = layer
-    ours = loaded(config).model
+    ours = loaded(config).model["roi_head"]
     assert (ours["roi_extractor"]["name"], ours["roi_extractor"]["modulated"]) == ("deform_roi_pool", modulated)
     assert ours["roi_extractor"]["gamma"] == 0.2
     assert ours["mask_roi_extractor"]["name"] == "roi_align"
@@ -687,8 +688,8 @@ def test_both_stages_have_widths_and_box_coders_of_their_own():
     at(config["model"], ["rpn_head"])["feat_channels"] = 64
     at(config["model"], ["roi_head", "mask_head"])["conv_out_channels"] = 128
     model = loaded(config).model
-    assert (model["rpn_head"]["coder_style"], model["coder_style"]) == ("v1", "exact")
-    assert (model["rpn_head"]["channels"], model["mask_channels"]) == (64, 128)
+    assert (model["rpn_head"]["coder_style"], model["roi_head"]["bbox_head"]["coder_style"]) == ("v1", "exact")
+    assert (model["rpn_head"]["channels"], model["roi_head"]["mask_head"]["channels"]) == (64, 128)
 
 
 @pytest.mark.parametrize("head", ["PISARetinaHead", "FreeAnchorRetinaHead", "SSDHead", "GFLHead", "YOLOV3Head"])

@@ -40,11 +40,12 @@ def changed(name, key, value):
 def test_stages_are_lists_of_what_differs_between_them():
     model = translate(config_of(CASCADE))["model"]
     assert model["name"] == "cascade_mask_rcnn"
-    assert model["stage_ious"] == (0.5, 0.6, 0.7)
-    assert model["stage_stds"][2] == (0.033, 0.033, 0.067, 0.067)
-    assert model["stage_weights"] == (1, 0.5, 0.25)
-    assert model["mask_heads"] == 3
-    assert model["match_low_quality"] is False
+    stages = model["roi_head"]
+    assert stages["stage_ious"] == (0.5, 0.6, 0.7)
+    assert stages["stage_stds"][2] == (0.033, 0.033, 0.067, 0.067)
+    assert stages["stage_weights"] == (1, 0.5, 0.25)
+    assert stages["mask_head"]["name"] == "fcn"
+    assert stages["match_low_quality"] is False
 
 
 def test_one_mask_head_may_stand_for_those_of_all_stages():
@@ -54,9 +55,9 @@ def test_one_mask_head_may_stand_for_those_of_all_stages():
 
 
 def test_without_a_semantic_head_there_is_no_branch():
-    model = translate(config_of(HTC))["model"]
-    assert (model["num_semantic_classes"], model["semantic_level"], model["semantic_loss_weight"]) == (183, 1, 0.2)
-    assert translate(changed(HTC, "roi_head.semantic_head", None))["model"]["semantic"] is False
+    head = translate(config_of(HTC))["model"]["roi_head"]
+    assert (head["num_semantic_classes"], head["semantic_level"], head["semantic_loss_weight"]) == (183, 1, 0.2)
+    assert translate(changed(HTC, "roi_head.semantic_head", None))["model"]["roi_head"]["semantic"] is False
 
 
 @pytest.mark.parametrize(

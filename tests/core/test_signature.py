@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -12,6 +12,7 @@ raise RuntimeError("this module must not be imported")
 def good(
     *,
     num: int,
+    around: Trunk,
     body: Backbone = "r50",
     loss: Loss | None = None,
     mode: Literal["a", "b"] = "a",
@@ -40,6 +41,7 @@ def test_arguments_are_read_without_importing_the_module(source):
     read = signature.read(f"{source}:good")
     assert [(each.name, each.annotation, each.default, each.slot) for each in read] == [
         ("num", int, signature.REQUIRED, None),
+        ("around", Any, signature.REQUIRED, None),
         ("body", Backbone, "r50", "backbones"),
         ("loss", Loss | None, None, "losses"),
         ("mode", Literal["a", "b"], "a", None),

@@ -16,8 +16,9 @@ COUNTS = {"train": 6, "val": 4}
 TINY = [
     *("--sched", "demo", "--iters", "2", "--batch", "2", "--workers", "0", "--backbone", "r18"),
     *("--set", "data.resize=[[96,64]]", "--set", "data.test_resize=[96,64]"),
-    *("--set", "model.neck.out_channels=32", "--set", "model.fc_channels=64", "--set", "model.rpn_head.train_proposals=50"),
-    *("--set", "model.test_proposals=20", "--set", "model.max_per_image=10"),
+    *("--set", "model.neck.out_channels=32", "--set", "model.roi_head.bbox_head.channels=64"),
+    *("--set", "model.rpn_head.train_proposals=50", "--set", "model.rpn_head.test_proposals=20"),
+    *("--set", "model.roi_head.max_per_image=10"),
 ]
 
 

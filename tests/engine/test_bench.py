@@ -108,7 +108,7 @@ def test_a_model_that_takes_proposals_has_those_of_its_file(tmp_path):
         "data.args": {**DRAWN, "train_images": 2, "val_images": 2},
         "data.proposals": path,
         "data.val_proposals": path,
-        "model.score_threshold": 0.0,
+        "model.roi_head.score_threshold": 0.0,
     }
     config = resolve("fast_rcnn", backbone="r18", flags=flags).config
     calls = []

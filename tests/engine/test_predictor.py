@@ -16,7 +16,8 @@ CLASSES = ClassMap(("cat", "dog"), (17, 18))
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A Mask R-CNN with random weights that shows whatever it finds."""
-    settings = ["model.neck.out_channels=16", "model.score_threshold=0.0", "model.max_per_image=7", "weights=none"]
+    settings = ["model.neck.out_channels=16", "weights=none"]
+    settings += ["model.roi_head.score_threshold=0.0", "model.roi_head.max_per_image=7"]
     config = resolve("mask_rcnn", backbone="r18", sched="demo", settings=settings).config
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"

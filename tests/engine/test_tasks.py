@@ -31,12 +31,12 @@ def prepared(method, *settings):
 
 @pytest.fixture(scope="module")
 def panoptic():
-    return prepared("panoptic_fpn", "model.segment_score=0.0", "model.score_threshold=0.0")
+    return prepared("panoptic_fpn", "model.segment_score=0.0", "model.roi_head.score_threshold=0.0")
 
 
 def test_numbers_of_keypoints_and_stuff_are_those_of_the_data(panoptic):
     assert panoptic[2].model["num_stuff_classes"] == 3
-    assert prepared("keypoint_rcnn")[2].model["num_keypoints"] == 7
+    assert prepared("keypoint_rcnn")[2].model["roi_head"]["keypoint_head"]["num_keypoints"] == 7
 
 
 def test_segments_are_measured_and_written(panoptic, tmp_path):
@@ -78,7 +78,9 @@ def test_data_without_segments_are_not_measured_by_them(panoptic):
 
 
 def test_keypoints_are_measured(tmp_path):
-    model, data, config = prepared("keypoint_rcnn", "model.score_threshold=0.0", "model.max_per_image=5")
+    model, data, config = prepared(
+        "keypoint_rcnn", "model.roi_head.score_threshold=0.0", "model.roi_head.max_per_image=5"
+    )
     found = evaluate_model(model, data, config, CPU, show=1)
     assert primary_metric(model) == "keypoint_AP"
     assert 0 <= found.metrics["keypoint_AP"] <= 100

@@ -36,15 +36,15 @@ CONFIG_KEYS = (
 """The keys of an MMDetection case that are its config's, `data` aside."""
 
 OVERRIDES = {
-    "model.train_cfg.rpn.sampler.num": ("rpn_head.sampler.num", "sampler.num"),
-    "model.train_cfg.rcnn.sampler.num": ("sampler.num",),
-    **{f"model.train_cfg.rcnn.{stage}.sampler.num": ("sampler.num",) for stage in range(3)},
-    "model.train_cfg.rpn_proposal.max_per_img": ("rpn_head.train_proposals",),
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("rpn_head.sampler.num", "sampler.num"),
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("sampler.num",),
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("rpn_head.train_proposals",),
+    "model.train_cfg.rpn.sampler.num": "rpn_head.sampler.num",
+    "model.train_cfg.rcnn.sampler.num": "roi_head.sampler.num",
+    **{f"model.train_cfg.rcnn.{stage}.sampler.num": "roi_head.sampler.num" for stage in range(3)},
+    "model.train_cfg.rpn_proposal.max_per_img": "rpn_head.train_proposals",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": "rpn_head.sampler.num",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "roi_head.sampler.num",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "rpn_head.train_proposals",
 }
-"""What cases change for training, so that nothing is drawn at random, and our arguments: the first that a model has."""
+"""What cases change for training, so that nothing is drawn at random, and our arguments."""
 
 
 def names(folder=CASES):
@@ -113,8 +113,8 @@ def training_settings(case, model):
         changes = case["train"]["overrides"]
     settings = []
     for key, value in changes.items():
-        ours = [argument for argument in OVERRIDES[key] if argument.partition(".")[0] in model]
-        settings += [f"model.{argument}={value}" for argument in ours[:1]]
+        if OVERRIDES[key].partition(".")[0] in model:
+            settings.append(f"model.{OVERRIDES[key]}={value}")
     return settings
 
 
