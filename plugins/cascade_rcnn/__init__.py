@@ -37,12 +37,8 @@ LEGACY_MASK_ARGS = {**LEGACY_ARGS, "mask_roi_extractor": LEGACY_ROI_ALIGN}
 LOW_QUALITY = {"match_low_quality": True}
 LEGACY: dict[str, Any] = {"sched_args": LEGACY_SCHED, "optim": LEGACY_OPTIM}
 
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="cascade_rcnn",

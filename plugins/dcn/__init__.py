@@ -7,13 +7,8 @@ from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_S
 
 DCONV: dict[str, Any] = {"dcn": "v1", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 
 def _on_backbone(model: str) -> Recipe:

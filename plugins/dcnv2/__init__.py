@@ -6,13 +6,8 @@ from detcli.plugin import Overlay, Plugin, Recipe
 
 MDCONV: dict[str, Any] = {"dcn": "v2", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="dcnv2",

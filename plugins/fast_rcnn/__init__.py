@@ -25,9 +25,7 @@ plugin = Plugin(
     recipes=[
         Recipe(
             "fast_rcnn",
-            under={
-                "demo": {"sched": {"length": 500}, "model": {"fc_channels": 384, "sampler": {"num": 64}}},
-            },
+            under={"demo": {"sched": {"length": 500}}},
             summary="on a feature pyramid, with proposals from a file",
         ),
         Recipe(

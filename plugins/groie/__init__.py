@@ -5,13 +5,8 @@ from detcli.plugin import Part, Plugin, Recipe
 BOXES = {"name": "groie", "output_size": 7}
 MASKS = {"name": "groie", "output_size": 14}
 
-# In a few hundred steps from random weights: a narrower head, and fewer RoIs.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="groie",

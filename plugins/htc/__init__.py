@@ -2,13 +2,8 @@
 
 from detcli.plugin import Part, Plugin, Recipe
 
-# In a few hundred steps from random weights: narrower layers.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="htc",

@@ -4,17 +4,7 @@ from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
 
 # In less than a thousand steps from random weights: fewer and narrower layers.
-DEMO = {
-    "demo": {
-        "model": {
-            "fc_channels": 384,
-            "sampler": {"num": 64},
-            "rpn_head": {"train_proposals": 300},
-            "keypoint_convs": 4,
-            "keypoint_channels": 128,
-        },
-    }
-}
+DEMO = {"demo": {"model": {"keypoint_convs": 4, "keypoint_channels": 128}}}
 
 plugin = Plugin(
     name="keypoint_rcnn",

@@ -61,12 +61,8 @@ LEGACY_ARGS = {**LEGACY_BOXES, "mask_roi_extractor": LEGACY_ROI_ALIGN}
 # In the words of MMDetection, Fast Mask R-CNN.
 GIVEN: dict[str, Any] = {"rpn_head": None}
 
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"fc_channels": 384, "sampler": {"num": 64}, "rpn_head": {"train_proposals": 300}},
-    }
-}
+# In a few hundred steps from random weights.
+DEMO = {"demo": {"sched": {"length": 500}}}
 
 plugin = Plugin(
     name="mask_rcnn",

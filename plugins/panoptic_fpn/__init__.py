@@ -4,18 +4,7 @@ from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import DETECTRON2_DATA, DETECTRON2_SCHED, DETECTRON2_TWO_STAGE
 
 # In a few hundred steps from random weights: narrower layers, and stuff of any size, since pictures are small.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {
-            "fc_channels": 384,
-            "sampler": {"num": 64},
-            "rpn_head": {"train_proposals": 300},
-            "semantic_channels": 64,
-            "least_stuff_area": 64,
-        },
-    }
-}
+DEMO = {"demo": {"sched": {"length": 500}, "model": {"semantic_channels": 64, "least_stuff_area": 64}}}
 
 plugin = Plugin(
     name="panoptic_fpn",
