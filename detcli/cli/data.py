@@ -43,8 +43,9 @@ def check(source: Source, images: options.Images = "") -> None:
             typer.echo(f"error: {text}")
         for text in findings.notes:
             typer.echo(f"note: {text}")
+        segments = f", {findings.segments} segments" if findings.segments else ""
         typer.echo(
-            f"{findings.name}: {findings.pictures} pictures, {findings.objects} annotations; "
+            f"{findings.name}: {findings.pictures} pictures, {findings.objects} annotations{segments}; "
             f"errors: {len(findings.errors)}, notes: {len(findings.notes)}"
         )
     if any(findings.errors for findings in every):
@@ -66,14 +67,15 @@ def stats(
 
     from detcli.config import DataConfig
     from detcli.data.check import find_splits
-    from detcli.data.coco import Located, read_coco
+    from detcli.data.coco import Located
+    from detcli.data.sources import read_located
     from detcli.data.stats import measure, plot_stats, print_stats
     from detcli.errors import DetcliError
 
     if out.exists() and not overwrite:
         raise DetcliError(f"{out} is there already. Choose another --out, or replace it with --overwrite.")
     found = find_splits(DataConfig(source=source, images=images))
-    every = [measure(read_coco(data) if isinstance(data, Located) else data, split) for split, data in found.items()]
+    every = [measure(read_located(data) if isinstance(data, Located) else data, split) for split, data in found.items()]
     print_stats(Console(), every)
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_stats(every, out)
