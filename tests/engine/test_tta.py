@@ -18,7 +18,7 @@ from detcli.engine.evaluate import detect_in, evaluate_model
 from detcli.engine.model import build_model
 from detcli.engine.predictor import Predictor
 from detcli.engine.train import train
-from detcli.engine.tta import Augmented, View, merge
+from detcli.engine.tta import Augmented, View, looks_again, merge
 from detcli.errors import UsageError
 from detcli.eval.results import paste
 from detcli.nn.detector import Detector
@@ -141,6 +141,13 @@ def test_maps_of_masks_of_several_sizes_become_those_of_the_finest():
     assert merge([none, none], 0.5, 10).mask_maps.shape == (0, 3, 3)
 
 
+def test_one_view_stays_as_it_is():
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 7]])
+    found = Detections(boxes, torch.tensor([0.5, 0.4]), torch.zeros(2).long())
+    assert merge([found], 0.5, 1) is found
+    assert merge([found, found[:0]], 0.5, 9).scores.tolist() == [0.5]
+
+
 # Merging.
 
 
@@ -192,6 +199,7 @@ def test_the_second_stage_agrees_with_a_straightforward_loop(method, kept_bytes,
     merger = augmented(method, *SLIM, *small, scales="[0.7,1,[150,120]]")
     model, config, pixels = merger.model, merger.config, picture(77, 101)
     head = model.roi_head
+    assert looks_again(model)
     boxes, scores, labels, features = [], [], [], []
     for size, flipped, image in slow_views(config, pixels):
         with torch.inference_mode():
@@ -282,6 +290,7 @@ def test_methods_of_all_kinds_are_merged(method):
     assert (found.scores.diff() <= 0).all()
     assert found.boxes.min() >= 0
     assert (found.boxes[:, 2:] <= torch.tensor([90, 70])).all()
+    assert not looks_again(model)
     whole = paste(found, ImageInfo(1, "", (70, 90), (70, 90)))
     assert ("mask" in model.tasks) == (whole.masks is not None)
 
