@@ -111,13 +111,16 @@ def convert(
     ],
     root: Annotated[Path, typer.Argument(help="Their folder, or a COCO JSON file.", metavar="ROOT")],
     out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", metavar="OUT")],
-    to: Annotated[Literal["coco", "yolo"], typer.Option(help="What they become.")] = "coco",
+    to: Annotated[
+        Literal["coco", "yolo", "yolo-seg"],
+        typer.Option(help="What they become: COCO, YOLO with boxes, or YOLO with a polygon for each mask."),
+    ] = "coco",
 ) -> None:
     """Write data of one format as a folder of another; pictures are linked to, not copied, where that can be.
 
     detcli data convert voc VOCdevkit voc_coco
 
-    detcli data convert coco my_data my_yolo --to yolo
+    detcli data convert coco my_data my_yolo --to yolo-seg
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -126,10 +129,10 @@ def convert(
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("converting", total=None)
-        left_out = run(form, root, out, to, lambda done, total: progress.update(task, completed=done, total=total))
+        notes = run(form, root, out, to, lambda done, total: progress.update(task, completed=done, total=total))
     typer.echo(f"{out}: written. Check it with `detcli data check {out}`, train with `--data {out}`.")
-    if left_out:
-        typer.echo(f"note: {left_out} crowd regions (difficult objects) are left out: YOLO can't hold them")
+    for note in notes:
+        typer.echo(f"note: {note}")
 
 
 @app.command()
