@@ -131,7 +131,13 @@ plugin = Plugin(
             "train": {"batch": 4, "ema": 0.99, "eval_every": 0},
             "data": {"resize": [[160, 128]], "test_resize": [160, 128]},
             "eval": {"batch": 8},
-            "model": {"neck": {"out_channels": 96}, "stacked_convs": 2},
+            # Narrower and shallower heads, and fewer RoIs, of the models that have them.
+            "model": {
+                "neck": {"out_channels": 96},
+                "stacked_convs": 2,
+                "rpn_head": {"train_proposals": 300},
+                "roi_head": {"bbox_head": {"channels": 384}, "sampler": {"num": 64}},
+            },
         },
     },
 )

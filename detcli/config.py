@@ -260,7 +260,7 @@ def resolve(
     for overlay in chosen:
         below.append((f"overlay {overlay.name}", _fitting(overlay, _apply(below).expanded()[0]["model"])))
     below += [*asked, *([schedule] if sched else [])]
-    below += [(schedule[0], {"model": _present(_apply(below).values["model"], sched_model)}), under]
+    below += [(schedule[0], {"model": _present(_apply(below).expanded()[0]["model"], sched_model)}), under]
 
     # What comes with the parts, and what random weights need, depends on the parts and weights that all
     # layers choose.
@@ -495,10 +495,12 @@ def _fitting(overlay: Overlay, model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _present(model: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a schedule's `settings` that `model` has an argument for: a model may lack a neck."""
-    known = _parameters("models", model["name"], "model")
-    have = {name: model.get(name, _preset("models", model["name"], parameter)[0]) for name, parameter in known.items()}
-    return {key: value for key, value in settings.items() if have.get(key) is not None}
+    """Return those of a schedule's `settings` that `model`, with all its arguments, has: a model may lack a neck."""
+    found = {}
+    for key, value in settings.items():
+        if model.get(key) is not None:
+            found[key] = _present(model[key], value) if isinstance(value, Mapping) and "name" not in value else value
+    return found
 
 
 def _recipe_config(recipe: Recipe) -> dict[str, Any]:

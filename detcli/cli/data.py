@@ -43,8 +43,9 @@ def check(source: Source, images: options.Images = "") -> None:
             typer.echo(f"error: {text}")
         for text in findings.notes:
             typer.echo(f"note: {text}")
+        segments = f", {findings.segments} segments" if findings.segments else ""
         typer.echo(
-            f"{findings.name}: {findings.pictures} pictures, {findings.objects} annotations; "
+            f"{findings.name}: {findings.pictures} pictures, {findings.objects} annotations{segments}; "
             f"errors: {len(findings.errors)}, notes: {len(findings.notes)}"
         )
     if any(findings.errors for findings in every):
@@ -66,14 +67,15 @@ def stats(
 
     from detcli.config import DataConfig
     from detcli.data.check import find_splits
-    from detcli.data.coco import Located, read_coco
+    from detcli.data.coco import Located
+    from detcli.data.sources import read_located
     from detcli.data.stats import measure, plot_stats, print_stats
     from detcli.errors import DetcliError
 
     if out.exists() and not overwrite:
         raise DetcliError(f"{out} is there already. Choose another --out, or replace it with --overwrite.")
     found = find_splits(DataConfig(source=source, images=images))
-    every = [measure(read_coco(data) if isinstance(data, Located) else data, split) for split, data in found.items()]
+    every = [measure(read_located(data) if isinstance(data, Located) else data, split) for split, data in found.items()]
     print_stats(Console(), every)
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_stats(every, out)
@@ -109,13 +111,16 @@ def convert(
     ],
     root: Annotated[Path, typer.Argument(help="Their folder, or a COCO JSON file.", metavar="ROOT")],
     out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", metavar="OUT")],
-    to: Annotated[Literal["coco", "yolo"], typer.Option(help="What they become.")] = "coco",
+    to: Annotated[
+        Literal["coco", "yolo", "yolo-seg"],
+        typer.Option(help="What they become: COCO, YOLO with boxes, or YOLO with a polygon for each mask."),
+    ] = "coco",
 ) -> None:
     """Write data of one format as a folder of another; pictures are linked to, not copied, where that can be.
 
     detcli data convert voc VOCdevkit voc_coco
 
-    detcli data convert coco my_data my_yolo --to yolo
+    detcli data convert coco my_data my_yolo --to yolo-seg
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -124,10 +129,10 @@ def convert(
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("converting", total=None)
-        left_out = run(form, root, out, to, lambda done, total: progress.update(task, completed=done, total=total))
+        notes = run(form, root, out, to, lambda done, total: progress.update(task, completed=done, total=total))
     typer.echo(f"{out}: written. Check it with `detcli data check {out}`, train with `--data {out}`.")
-    if left_out:
-        typer.echo(f"note: {left_out} crowd regions (difficult objects) are left out: YOLO can't hold them")
+    for note in notes:
+        typer.echo(f"note: {note}")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from detcli.config import DataConfig
 from detcli.data.annotations import Source, run_lengths
 from detcli.data.coco import CocoSource, Located, missing_files, read_coco
 from detcli.data.images import load_image, read_header, upright_size
+from detcli.data.panoptic import PanopticSource, is_panoptic, panoptic_beside, read_panoptic
 from detcli.data.sources import find_source, match_classes
 from detcli.errors import DetcliError
 
@@ -28,6 +29,7 @@ class Findings:
     name: str
     pictures: int = 0
     objects: int = 0
+    segments: int = 0
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -41,17 +43,17 @@ def find_splits(config: DataConfig) -> dict[str, Source | Located]:
 
 
 def check(config: DataConfig, advance: Callable[[int, int], None] = lambda done, total: None) -> list[Findings]:
-    """Check all splits of the data that `config` names; every picture is decoded.
+    """Check all splits of the data that `config` names; every picture and every map of segments is decoded.
 
-    `advance(done, total)` is called after each picture of a split. Raises `UsageError` when there are no such
-    data.
+    `advance(done, total)` is called after each picture of a split, and after each map. Raises `UsageError` when there
+    are no such data.
     """
     every, classes = [], None
     for found in find_splits(config).values():
         findings = Findings(str(found.path) if isinstance(found, Located) else found.name)
         every.append(findings)
         try:
-            source = read_coco(found, report=findings.errors.append) if isinstance(found, Located) else found
+            source = _read(found, findings) if isinstance(found, Located) else found
             known, _ = match_classes(source, classes)
             classes = classes or known
         except DetcliError as error:
@@ -63,11 +65,28 @@ def check(config: DataConfig, advance: Callable[[int, int], None] = lambda done,
             _check_boxes(source, findings)
             _check_masks(source, findings)
             _check_files(source, findings, advance)
+            if isinstance(source, PanopticSource):
+                _check_segments(source, findings, advance)
         else:
             findings.objects = sum(len(source.annotations(index)) for index in range(findings.pictures))
         if not source.filled.any():
             findings.errors.append(f"{source.name} has no annotations that could be trained on")
     return every
+
+
+def _read(found: Located, findings: Findings) -> CocoSource:
+    """Return the pictures of a file, with segments where it or one beside it has them that can be read."""
+    if is_panoptic(found.path):
+        return read_panoptic(found)
+    source = read_coco(found, report=findings.errors.append)
+    beside = panoptic_beside(found.path)
+    if beside is None:
+        return source
+    try:
+        return read_panoptic(replace(found, path=beside), source)
+    except DetcliError as error:
+        findings.errors.append(str(error).removesuffix("."))
+        return source
 
 
 def _check_boxes(source: CocoSource, findings: Findings) -> None:
@@ -97,6 +116,8 @@ def _check_boxes(source: CocoSource, findings: Findings) -> None:
 
 
 def _check_masks(source: CocoSource, findings: Findings) -> None:
+    if isinstance(source, PanopticSource) and source.own_masks:
+        return
     store = source.store
     segmented, trainable = store.segmented(), store.trainable()
     for row in np.flatnonzero(segmented & (trainable | store.crowd)).tolist():
@@ -133,6 +154,55 @@ def _check_files(source: CocoSource, findings: Findings, advance: Callable[[int,
             else:
                 _check_size(source, index, *looked, findings)
             advance(index + 1, total)
+
+
+def _check_segments(source: PanopticSource, findings: Findings, advance: Callable[[int, int], None]) -> None:
+    """Check that the PNG files and the JSON file speak of the same segments."""
+    total = len(source.image_ids)
+    names = {category.id: category.name for category in [*source.categories, *source.stuff]}
+    pixels = without = partly = 0
+    with ThreadPoolExecutor() as pool:
+        for index, looked in enumerate(pool.map(lambda index: _segment_areas(source, index), range(total))):
+            advance(index + 1, total)
+            if isinstance(looked, str):
+                findings.errors.append(looked)
+                continue
+            segments, areas = looked
+            path = source.map_path(index)
+            findings.segments += len(segments)
+            known = zip(segments.items(), source.said_areas(index).tolist(), strict=True)
+            for (number, category), said in known:
+                called = f"the segment {number} ({names[category]}) of {path}"
+                if number not in areas:
+                    findings.errors.append(f"{called} has no pixels")
+                elif not np.isnan(said) and said != areas[number]:
+                    findings.notes.append(f"{called} has an area of {said:g}, and {areas[number]} pixels")
+            for number in sorted(areas.keys() - segments.keys() - {0}):
+                findings.errors.append(f"{path} has {areas[number]} pixels of the id {number}, which no segment has")
+            pixels += sum(areas.values())
+            without += areas.get(0, 0)
+            partly += 0 in areas
+    if without:
+        findings.notes.append(
+            f"{source.name}: {100 * without / pixels:.2g} % of the pixels, in {partly} pictures, have no segment"
+        )
+    objects = np.bincount(source.store.categories, minlength=len(source.categories))
+    # Things without objects are named with those.
+    expected = [category for category, count in zip(source.categories, objects.tolist(), strict=True) if count]
+    for kind in [*expected, *source.stuff]:
+        if kind.id not in source.used_categories:
+            findings.notes.append(f"{source.name}: the class {kind.name!r} has no segments")
+
+
+def _segment_areas(source: PanopticSource, index: int) -> tuple[dict[int, int], dict[int, int]] | str:
+    """Return the categories of a picture's segments and the pixels of each id, or what is wrong with its PNG file."""
+    try:
+        segments = source.segments(index)
+    except DetcliError as error:
+        return str(error).removesuffix(".")
+    ids, counts = np.unique(segments.ids, return_counts=True)
+    categories = dict(zip(segments.numbers.tolist(), segments.categories.tolist(), strict=True))
+    return categories, dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
 def _look_at(path: Path | None) -> tuple[tuple[int, int], int] | str | None:

@@ -18,6 +18,7 @@ from detcli.data.cityscapes import cityscapes_to_coco
 from detcli.data.coco import CocoSource, Split, from_coco, locate, read_coco
 from detcli.data.dataset import DetectionDataset
 from detcli.data.images import Pixels
+from detcli.data.outlines import outline
 from detcli.data.panoptic import write_panoptic
 from detcli.data.shapes import STUFF, THINGS, Shapes
 from detcli.data.sources import match_classes, open_source
@@ -26,6 +27,7 @@ from detcli.data.yolo import yolo
 from detcli.errors import DetcliError, UsageError
 
 Form = Literal["coco", "voc", "yolo", "cityscapes"]
+Target = Literal["coco", "yolo", "yolo-seg"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 BOTH = "_"
 """What stands between the names of splits that have the same pictures."""
@@ -64,18 +66,19 @@ def write_shapes(splits: dict[str, Shapes], folder: Path, advance: Callable[[int
         write_panoptic(dataset.segments(), folder / "annotations" / f"panoptic_{split}.json")
 
 
-def convert(form: Form, root: Path, out: Path, to: Literal["coco", "yolo"], advance: Callable[[int, int], None]) -> int:
+def convert(form: Form, root: Path, out: Path, to: Target, advance: Callable[[int, int], None]) -> list[str]:
     """Write the data in the folder (or COCO JSON file) `root`, of format `form`, as a COCO or YOLO folder.
 
-    Returns how many crowd regions were left out, since YOLO can't hold them. `advance(done, total)` is called after
-    each picture. Raises `DetcliError` where the data are not of that format, and as `write_coco` and `write_yolo` do.
+    Of ``yolo``, objects are boxes, of ``yolo-seg`` polygons. Returns what could not be kept, a line each.
+    `advance(done, total)` is called after each picture. Raises `DetcliError` where the data are not of that format, and
+    as `write_coco` and `write_yolo` do.
     """
     _claim(out)
     splits = _splits(form, root, advance)
-    if to == "yolo":
-        return write_yolo(splits, out, advance)
-    write_coco(splits, out, advance)
-    return 0
+    if to == "coco":
+        write_coco(splits, out, advance)
+        return []
+    return write_yolo(splits, out, advance, masks=to == "yolo-seg")
 
 
 def _splits(form: Form, root: Path, advance: Callable[[int, int], None]) -> dict[str, CocoSource]:
@@ -113,20 +116,26 @@ def write_coco(splits: dict[str, CocoSource], folder: Path, advance: Callable[[i
         path.write_text(json.dumps(_whole(source).ground_truth()), encoding="utf-8")
 
 
-def write_yolo(splits: dict[str, CocoSource], folder: Path, advance: Callable[[int, int], None]) -> int:
-    """Write the boxes of datasets as a YOLO folder; return how many crowd regions, which it can't hold, were left out.
+def write_yolo(
+    splits: dict[str, CocoSource], folder: Path, advance: Callable[[int, int], None], *, masks: bool = False
+) -> list[str]:
+    """Write the boxes of datasets, or with `masks` polygons, as a YOLO folder; return what was left out, a line each.
 
+    A mask of several parts or with holes is one polygon (see `outline`); an object without one stays a box.
     ``images/<split>/``, ``labels/<split>/`` and data.yaml; classes are numbered in order of their category ids.
     Pictures are linked to, or copied where that can't be. Raises `DetcliError` when `folder` already holds something,
-    a picture is not there, two of a split have the same name, or the splits have different classes.
+    a picture is not there, two of a split have the same name, the splits have different classes, or no object has one
+    of the `masks` that are asked for.
     """
     first, *others = splits.values()
     names = [category.name for category in first.categories]
     for other in others:
         if [category.name for category in other.categories] != names:
             raise DetcliError(f"{first.name} and {other.name} have different classes: YOLO has one list for both.")
+    if masks and not any(source.has_masks for source in splits.values()):
+        raise DetcliError(f"{first.name} has no masks. Write its boxes, with `--to yolo`.")
     _claim(folder)
-    crowds = 0
+    crowds = boxes = kept = 0
     for split, source in splits.items():
         pictures, labels = folder / "images" / split, folder / "labels" / split
         labels.mkdir(parents=True)
@@ -141,12 +150,22 @@ def write_yolo(splits: dict[str, CocoSource], folder: Path, advance: Callable[[i
             _link(path, pictures / path.name)
             annotations = source.annotations(index)
             crowds += int(annotations.crowd.sum())
-            label.write_text(_yolo_lines(annotations), encoding="utf-8")
+            lines = _yolo_lines(annotations, masks)
+            kept += len(lines)
+            boxes += sum(line.count(" ") == 4 for line in lines)
+            label.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             advance(index + 1, total)
     listed = "".join(f"  {number}: '{name.replace(QUOTE, 2 * QUOTE)}'\n" for number, name in enumerate(names))
     places = "".join(f"{split}: images/{place}\n" for place in splits for split in place.split(BOTH))
     (folder / "data.yaml").write_text(f"{places}names:\n{listed}", encoding="utf-8")
-    return crowds
+    notes = []
+    if crowds:
+        notes.append(f"{crowds} crowd regions (difficult objects) are left out: YOLO can't hold them")
+    if masks and boxes:
+        notes.append(f"{boxes} of {kept} objects have no mask, and are boxes")
+    if not masks and any(source.has_masks for source in splits.values()):
+        notes.append("masks are left out: `--to yolo-seg` writes polygons")
+    return notes
 
 
 def write_annotated(config: DataConfig, split: str, folder: Path, count: int) -> list[Path]:
@@ -183,16 +202,22 @@ def _whole(source: Source) -> DetectionDataset:
     return DetectionDataset(source, classes, labels, [], indices=indices, masks=source.has_masks)
 
 
-def _yolo_lines(annotations: Annotations) -> str:
-    """Return the boxes of a picture, but crowd regions: label, and centre and size in shares of the picture's size."""
-    kept = ~annotations.crowd
-    xywh = annotations.xywh[kept]
-    size = np.array(annotations.size[::-1] * 2)
-    shares = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], axis=1) / size
-    return "".join(
-        f"{label} {' '.join(f'{value:.10g}' for value in box)}\n"
-        for label, box in zip(annotations.categories[kept].tolist(), shares.tolist(), strict=True)
-    )
+def _yolo_lines(annotations: Annotations, masks: bool) -> list[str]:
+    """Return a line for each object of a picture, but crowd regions: its label, then shares of the picture's size.
+
+    These are centre, width and height of its box, or with `masks` the points of the polygon around its mask.
+    """
+    height, width = annotations.size
+    lines = []
+    for row in np.flatnonzero(~annotations.crowd).tolist():
+        left, top, *sides = annotations.xywh[row].tolist()
+        points = np.array([[left + sides[0] / 2, top + sides[1] / 2], sides])
+        if masks and annotations.segmentations[row]:
+            polygon = outline(annotations.segmentations[row], annotations.size)
+            points = polygon if len(polygon) else points
+        shares = " ".join(f"{value:.12g}" for value in (points / (width, height)).ravel())
+        lines.append(f"{annotations.categories[row]} {shares}")
+    return lines
 
 
 def _link(source: Path, target: Path) -> None:

@@ -141,7 +141,10 @@ def read_panoptic(located: Located, things: CocoSource | None = None) -> Panopti
 
 
 class PanopticSource(CocoSource):
-    """Pictures with objects, and with segments of things and stuff; `stuff` are the categories of the latter."""
+    """Pictures with objects, and with segments of things and stuff; `stuff` are the categories of the latter.
+
+    With `own_masks`, the masks of objects are those of the segments.
+    """
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class PanopticSource(CocoSource):
         super().__init__(things.name, things.categories, things.store, things.image_ids, names, things.root)
         self.stuff = stuff
         self._maps = maps
-        self._own_masks = own_masks
+        self.own_masks = own_masks
         # In flat arrays, for the reason that `AnnotationStore` has them.
         self._map_names, self._map_first = flat_texts([record["file_name"] for record in records])
         infos = [info for record in records for info in record["segments_info"]]
@@ -165,6 +168,8 @@ class PanopticSource(CocoSource):
         self._categories = np.array([info["category_id"] for info in infos], np.int64)
         self._labels = np.array([labels[info["category_id"]] for info in infos], np.int64)
         self._crowd = np.array([bool(info.get("iscrowd")) for info in infos], np.bool_)
+        areas = (info.get("area") for info in infos)
+        self._areas = np.array([area if isinstance(area, int | float) else np.nan for area in areas], np.float64)
 
     def read(self, index: int) -> tuple[Pixels, Annotations]:
         """Return picture `index` and its annotations, as `CocoSource` does, with semantic labels."""
@@ -175,9 +180,23 @@ class PanopticSource(CocoSource):
         """Return the annotations of picture `index`, with semantic labels."""
         return self._labelled(index, super().annotations(index))
 
+    def map_path(self, index: int) -> Path:
+        """Return the PNG file of picture `index`."""
+        return self._maps / text_at(self._map_names, self._map_first, index)
+
+    def said_areas(self, index: int) -> NDArray[np.float64]:
+        """Return the areas [S] of the segments of picture `index` as the JSON file has them, NaN where it has none."""
+        areas: NDArray[np.float64] = self._areas[self._first[index] : self._first[index + 1]]
+        return areas
+
+    @property
+    def used_categories(self) -> set[int]:
+        """The ids of the categories that segments have."""
+        return set(np.unique(self._categories).tolist())
+
     def segments(self, index: int) -> Segments:
         """Return the segments of picture `index`; raises `DetcliError` when its PNG file is not what it should be."""
-        path = self._maps / text_at(self._map_names, self._map_first, index)
+        path = self.map_path(index)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -194,7 +213,7 @@ class PanopticSource(CocoSource):
         labels = self._labels[self._first[index] : self._first[index + 1]]
         semantic = _looked_up(segments, labels)
         masks = annotations.segmentations
-        if self._own_masks:
+        if self.own_masks:
             things = segments.numbers[labels < len(self.categories)]
             masks = [_run_lengths(segments.ids == number) for number in things.tolist()]
         return replace(annotations, segmentations=masks, semantic=semantic)

@@ -87,6 +87,11 @@ def open_source(
             )
     if keypoints:
         found = replace(found, path=keypoints_beside(found.path))
+    return read_located(found, segmentations, panoptic=panoptic)
+
+
+def read_located(found: Located, segmentations: bool = True, *, panoptic: bool = True) -> CocoSource:
+    """Return the annotated pictures of a file, with `panoptic` cut into segments where it or one beside it has them."""
     if is_panoptic(found.path):
         return read_panoptic(found)
     source = read_coco(found, segmentations=segmentations)

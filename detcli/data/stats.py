@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from detcli.data.annotations import Source
+from detcli.data.annotations import PanopticData, Source
+from detcli.structures import UNLABELLED
 
 SMALL, LARGE = 32**2, 96**2
 """Areas in pixels at which COCO's small objects end and its large ones begin."""
@@ -23,7 +24,9 @@ class Stats:
     """Figures of one split; objects [M] do not include crowd regions.
 
     picture_sizes [N,2] are heights and widths; per_picture [N] counts objects; categories [M] are positions
-    in `names`; areas [M] in pixels; box_sizes [M,2] heights and widths.
+    in `names`; areas [M] in pixels; box_sizes [M,2] heights and widths. Where pictures are cut into segments, `stuff`
+    are the classes of stuff, pixels [256] counts those of each label (things, then stuff, `UNLABELLED`), and
+    pictures_with [256] the pictures in which each is.
     """
 
     split: str
@@ -37,12 +40,16 @@ class Stats:
     box_sizes: NDArray[np.float64]
     crowd: int
     masks: int
+    stuff: list[str]
+    pixels: NDArray[np.int64]
+    pictures_with: NDArray[np.int64]
 
 
 def measure(source: Source, split: str) -> Stats:
     """Read all annotations of `source` and count."""
     per_picture, categories, areas, boxes = [], [], [], []
     pictures_of = np.zeros(len(source.categories), np.int64)
+    pixels, pictures_with = np.zeros((2, UNLABELLED + 1), np.int64)
     crowd = masks = 0
     for index in range(len(source.image_ids)):
         annotations = source.annotations(index)
@@ -54,6 +61,10 @@ def measure(source: Source, split: str) -> Stats:
         categories.append(annotations.categories[objects])
         areas.append(annotations.areas[objects])
         boxes.append(annotations.xywh[objects][:, [3, 2]])
+        if annotations.semantic is not None:
+            found = np.bincount(annotations.semantic.ravel(), minlength=UNLABELLED + 1)
+            pixels += found
+            pictures_with += found > 0
     return Stats(
         split,
         source.name,
@@ -66,6 +77,9 @@ def measure(source: Source, split: str) -> Stats:
         np.concatenate(boxes),
         crowd,
         masks,
+        [category.name for category in source.stuff] if isinstance(source, PanopticData) else [],
+        pixels,
+        pictures_with,
     )
 
 
@@ -95,6 +109,23 @@ def print_stats(console: Console, every: list[Stats]) -> None:
         if len(order) > CLASSES_SHOWN:
             most = counts[order[CLASSES_SHOWN]]
             console.print(f"and {len(order) - CLASSES_SHOWN} classes with at most {most} objects")
+        if stats.stuff:
+            _print_stuff(console, stats)
+
+
+def _print_stuff(console: Console, stats: Stats) -> None:
+    """Print the shares of pixels of classes of stuff, of all things, and of no segment."""
+    table = Table("class", title=f"{stats.split}: pixels by class of stuff")
+    for heading in ("share", "pictures"):
+        table.add_column(heading, justify="right")
+    things, total = len(stats.names), max(int(stats.pixels.sum()), 1)
+    stuff = slice(things, things + len(stats.stuff))
+    for place in np.argsort(-stats.pixels[stuff], kind="stable").tolist():
+        share = 100 * stats.pixels[stuff][place] / total
+        table.add_row(stats.stuff[place], f"{share:.1f}%", str(stats.pictures_with[stuff][place]))
+    for name, labels in (("(things)", slice(things)), ("(no segment)", slice(UNLABELLED, None))):
+        table.add_row(name, f"{100 * stats.pixels[labels].sum() / total:.1f}%", "")
+    console.print(table)
 
 
 def plot_stats(every: list[Stats], path: Path) -> None:
@@ -142,6 +173,7 @@ def _rows(every: list[Stats]) -> dict[str, list[str]]:
             "pictures": str(len(height)),
             "pictures without objects": str(int((stats.per_picture == 0).sum())),
             "classes": str(len(stats.names)),
+            "classes of stuff": str(len(stats.stuff)),
             "objects": str(len(stats.areas)),
             "objects with masks": str(stats.masks),
             "crowd regions": str(stats.crowd),
@@ -153,6 +185,8 @@ def _rows(every: list[Stats]) -> dict[str, list[str]]:
             "side of objects": _spread(np.sqrt(np.maximum(stats.areas, 0))),
             "small, medium, large objects": f"{small}, {medium}, {large}",
         }
+        if not any(other.stuff for other in every):
+            del figures["classes of stuff"]
         for name, value in figures.items():
             rows.setdefault(name, []).append(value)
     return rows

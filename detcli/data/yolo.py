@@ -129,7 +129,9 @@ def _read_labels(path: Path, classes: int, width: int, height: int) -> list[dict
             x, y, w, h = values
             item["bbox"] = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
         elif len(values) >= 6 and len(values) % 2 == 0:
-            xs, ys = [value * width for value in values[::2]], [value * height for value in values[1::2]]
+            # Polygons are filled by points rounded to a fifth of a pixel: shares must not move those in the middle.
+            xs = [round(value * width, 6) for value in values[::2]]
+            ys = [round(value * height, 6) for value in values[1::2]]
             item["bbox"] = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             item["segmentation"] = [[value for point in zip(xs, ys, strict=True) for value in point]]
         else:

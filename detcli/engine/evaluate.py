@@ -149,18 +149,22 @@ def _interleaved(parts: list[list[T]]) -> Iterator[T]:
         yield from (item for item in items if item is not MISSING)
 
 
+def unmeasured(dataset: DetectionDataset) -> dict[str, str]:
+    """Return the tasks that can't be measured on `dataset`, and a note that says why."""
+    notes = {
+        "mask": (dataset.has_masks, "mask AP was not measured: the data have no masks"),
+        "keypoint": (dataset.has_keypoints, "keypoint AP was not measured: the data have no keypoints"),
+        "panoptic": (dataset.has_segments, "PQ was not measured: the data have no segments of things and stuff"),
+    }
+    return {task: note for task, (measured, note) in notes.items() if not measured}
+
+
 def _measure(evaluation: Evaluation, model: Detector, dataset: DetectionDataset, config: RunConfig) -> None:
     """Add the figures of the model's tasks to an `evaluation` with results."""
     ground_truth = dataset.ground_truth()
-    lacking = {
-        "mask": "" if dataset.has_masks else "mask AP was not measured: the data have no masks",
-        "keypoint": "" if dataset.has_keypoints else "keypoint AP was not measured: the data have no keypoints",
-        "panoptic": ""
-        if dataset.has_segments
-        else "PQ was not measured: the data have no segments of things and stuff",
-    }
+    lacking = unmeasured(dataset)
     for task in model.tasks:
-        if lacking.get(task):
+        if task in lacking:
             evaluation.notes.append(lacking[task])
             continue
         truth, results = ground_truth, evaluation.results

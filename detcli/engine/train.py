@@ -25,7 +25,7 @@ from detcli.engine import distributed
 from detcli.engine.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from detcli.engine.device import autocast, find_device, make_current, memory_in_use
 from detcli.engine.ema import MovingAverage
-from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric
+from detcli.engine.evaluate import Evaluation, evaluate_model, primary_metric, unmeasured
 from detcli.engine.interrupts import Interrupted, Interrupts
 from detcli.engine.model import Normalizer, build_model, fitted, initialise
 from detcli.engine.optimizer import LearningRate, build_optimizer, scaled_lr
@@ -34,6 +34,7 @@ from detcli.engine.plots import plot_run
 from detcli.engine.progress import Reporter
 from detcli.engine.tta import check as check_tta
 from detcli.errors import DetcliError, UsageError
+from detcli.eval.evaluator import check as check_evaluator
 from detcli.files import remove_temporaries
 from detcli.nn.processes import reduce_mean
 from detcli.nn.weights import load_weights
@@ -159,6 +160,7 @@ class Run:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.normalize = Normalizer(config.input, device)
         self.evaluation = Evaluation()
+        self._check_evaluator()
         self.state = State()
         torch.manual_seed(options.seed + distributed.rank())
         if resume:
@@ -253,6 +255,23 @@ class Run:
             f"{self.rate.total} steps, {self.steps_per_epoch} an epoch",
             soft_wrap=True,
         )
+
+    def _check_evaluator(self) -> None:
+        """Say what will not be measured; raise `DetcliError` when the evaluator can't measure the rest."""
+        wrong = ""
+        if distributed.is_main():
+            lacking = unmeasured(self.val)
+            for task in self.model.tasks:
+                if task in lacking:
+                    self.console.print(f"note: {lacking[task].replace(' was not ', ' will not be ')}", soft_wrap=True)
+            # Segments are files of their own, which are not read for this.
+            tasks = [task for task in self.model.tasks if task not in lacking and task != "panoptic"]
+            try:
+                check_evaluator(self.config.eval.evaluator, tasks, self.val.ground_truth())
+            except DetcliError as error:
+                wrong = str(error)
+        if wrong := distributed.of_main(wrong):
+            raise DetcliError(wrong)
 
     def _step(self, batches: Iterator[Batch], meter: Meter) -> float:
         """Do one step of the optimiser; return its learning rate."""

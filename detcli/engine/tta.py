@@ -139,8 +139,8 @@ class Augmented:
             # Views of one size are one batch, and all that is on the device at a time but for what is kept.
             views, batch = self._views(preprocess, pixels, proposals)
             with autocast(self.device, self.precision):
-                features = self.model.features(batch.images)
-                detections = self._boxes(features, batch) if again else self.model.detect(features, batch)
+                features = self.model.features(batch.images) if again else ()
+                detections = self._boxes(features, batch) if again else self.model(batch)
             found += [view.original(one) for view, one in zip(views, detections, strict=True)]
             spare -= sum(level.nbytes for level in features)
             looked.append(Looked(preprocess, views, features if spare >= 0 else None))
@@ -228,11 +228,15 @@ def looks_again(model: Detector) -> bool:
 def merging(config: RunConfig) -> tuple[float, int]:
     """Return the IoU above which the worse of two boxes goes, and how many detections stay at most.
 
-    They are the model's own where neither `config.eval.tta` says them.
+    They are the model's own, those of its first stage where it has no other, unless `config.eval.tta` has them.
     """
     tta, model = config.eval.tta, config.model
-    threshold = model.get("nms_threshold", NMS_THRESHOLD) if tta.nms_threshold is None else tta.nms_threshold
-    limit = model.get("max_per_image", MAX_PER_IMAGE) if tta.max_per_image is None else tta.max_per_image
+    first_stage = model.get("rpn_head") or {}
+    threshold, limit = tta.nms_threshold, tta.max_per_image
+    if threshold is None:
+        threshold = model.get("nms_threshold", first_stage.get("nms_threshold", NMS_THRESHOLD))
+    if limit is None:
+        limit = model.get("max_per_image", first_stage.get("test_proposals", MAX_PER_IMAGE))
     return float(threshold), int(limit)
 
 

@@ -22,7 +22,14 @@ plugin = Plugin(
         "voc07": Part("detcli.eval.voc:voc", {"interpolation": "11_points"}, summary="VOC's AP of 2007: at 11 recalls"),
     },
     recipes=[
-        Recipe("faster_rcnn_voc", model="faster_rcnn", summary="VOC 2007 and 2012, 12 epochs", **SETTING),
+        Recipe(
+            "faster_rcnn_voc",
+            model="faster_rcnn",
+            # In a few hundred steps from random weights.
+            under={"demo": {"sched": {"length": 500}}},
+            summary="VOC 2007 and 2012, 12 epochs",
+            **SETTING,
+        ),
         Recipe("retinanet_voc", model="retinanet", summary="VOC 2007 and 2012, 12 epochs", **SETTING),
     ],
 )

@@ -11,7 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from detcli.cli.data import app as data_app
 from detcli.config import DataConfig, InputConfig
 from detcli.data import open_dataset
 from detcli.data.annotations import bitmaps
@@ -171,3 +173,78 @@ def test_categories_of_stuff_are_matched_by_name(written: Path, config: Config, 
     classes = open_dataset(config(written), "val", rgb, classes=other, semantic=True).classes
     assert classes.stuff_ids[1:] == model.stuff_ids[::-1]
     assert classes.stuff_ids[0] not in (*model.ids, *model.stuff_ids)
+
+
+def test_good_segments_are_checked_and_counted(written: Path) -> None:
+    result = CliRunner().invoke(data_app, ["check", str(written)])
+    infos = [
+        record["segments_info"]
+        for record in json.loads((written / "annotations" / "panoptic_train.json").read_text())["annotations"]
+    ]
+    assert result.exit_code == 0
+    assert f", {sum(map(len, infos))} segments; errors: 0" in result.stdout
+    alone = CliRunner().invoke(data_app, ["check", str(written / "annotations" / "panoptic_train.json")])
+    assert alone.exit_code == 0
+    assert f", {sum(map(len, infos))} segments; errors: 0" in alone.stdout
+
+
+def test_every_difference_between_segments_and_their_pixels_has_its_line(written: Path) -> None:
+    maps = written / "annotations" / "panoptic_train"
+    found: dict[str, Any] = {}
+
+    def edit(data: dict[str, Any]) -> None:
+        first, second, third = data["annotations"]
+        data["categories"].append({"id": 99, "name": "lava", "isthing": 0})
+        names = {category["id"]: category["name"] for category in data["categories"]}
+        found["first"], found["third"] = first["file_name"], third["file_name"]
+        found["ghost"] = f"the segment 7777 ({names[first['segments_info'][0]['category_id']]}) of {maps}"
+        first["segments_info"].append({**first["segments_info"][0], "id": 7777})
+        found["unnamed"] = second["segments_info"].pop()
+        found["second"] = second["file_name"]
+        found["area"] = third["segments_info"][0]["area"]
+        third["segments_info"][0]["area"] += 5
+
+    change(written, edit)
+    path = maps / found["first"]
+    colours = cv2.imread(str(path))
+    colours[:10, :10] = 0
+    cv2.imwrite(str(path), colours)
+    result = CliRunner().invoke(data_app, ["check", str(written)])
+    assert result.exit_code == 1
+    unnamed = found["unnamed"]
+    lines = result.stdout.splitlines()
+    errors = [line for line in lines if line.startswith("error")]
+    assert errors == [
+        f"error: {found['ghost']}/{found['first']} has no pixels",
+        f"error: {maps}/{found['second']} has {unnamed['area']} pixels of the id {unnamed['id']}, which no segment has",
+    ]
+    assert any(
+        f"{found['third']} has an area of {found['area'] + 5}, and {found['area']} pixels" in line for line in lines
+    )
+    assert any("% of the pixels, in 1 pictures, have no segment" in line for line in lines)
+    assert any(line.endswith("the class 'lava' has no segments") for line in lines)
+
+
+def test_a_panoptic_file_that_cant_be_read_is_one_line_of_the_check(written: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        del data["annotations"][0]["segments_info"]
+
+    change(written, edit)
+    missing = sorted((written / "annotations" / "panoptic_val").iterdir())[-1]
+    missing.unlink()
+    result = CliRunner().invoke(data_app, ["check", str(written)])
+    errors = [line for line in result.stdout.splitlines() if line.startswith("error")]
+    assert "has no list segments_info" in errors[0]
+    assert errors[1:] == [f"error: can't read {missing}: No such file or directory"]
+    assert "instances_train.json: 3 pictures" in result.stdout
+
+
+def test_stats_count_the_pixels_of_stuff(written: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(data_app, ["stats", str(written), "--out", str(tmp_path / "plot.png")])
+    assert result.exit_code == 0
+    rows = {cells[1]: cells[2:4] for line in result.stdout.splitlines() if len(cells := line.split("│")) == 5}
+    shares = {name.strip(): float(share.strip(" %")) for name, (share, _) in rows.items() if "%" in share}
+    assert shares.keys() == {*STUFF, "(things)", "(no segment)"}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.3)
+    assert min(shares[name] for name in STUFF) > 0
+    assert shares["(no segment)"] == 0

@@ -5,9 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 from detcli.config import DataConfig, InputConfig
 from detcli.data import open_dataset
+from detcli.data.annotations import bitmaps
 from detcli.data.check import check
 from detcli.data.export import convert
 from detcli.data.yolo import yolo, yolo_to_coco
@@ -145,8 +147,9 @@ def assert_same(one, other):
 
 
 def test_from_coco_to_yolo_and_back(coco, tmp_path):
-    assert convert("coco", coco, tmp_path / "yolo", "yolo", nothing) == 2
-    assert convert("yolo", tmp_path / "yolo", tmp_path / "back", "coco", nothing) == 0
+    notes = convert("coco", coco, tmp_path / "yolo", "yolo", nothing)
+    assert notes == ["2 crowd regions (difficult objects) are left out: YOLO can't hold them"]
+    assert convert("yolo", tmp_path / "yolo", tmp_path / "back", "coco", nothing) == []
     for split in ("train", "val"):
         original = boxes_by_picture(coco, split)
         assert sum(map(len, original.values())) == 5
@@ -154,6 +157,56 @@ def test_from_coco_to_yolo_and_back(coco, tmp_path):
         assert_same(original, boxes_by_picture(tmp_path / "back", split))
     assert (tmp_path / "yolo" / "labels" / "train" / "train_1.txt").read_text() == ""
     assert not any(findings.errors for findings in check(DataConfig(source=str(tmp_path / "back"))))
+
+
+def test_masks_go_from_coco_to_yolo_and_back(tmp_path):
+    random = np.random.default_rng(0)
+    ring = np.zeros((60, 80), np.uint8)
+    cv2.circle(ring, (30, 30), 20, 1, -1)
+    cv2.circle(ring, (27, 33), 9, 0, -1)
+    ring[3:9, 60:75] = ring[9, 75] = 1  # another part, and a pixel at its corner
+    runs = mask_utils.encode(np.asfortranarray(ring))
+    apart = [[5.1, 5.3, 30.7, 8.9, 12.1, 30.5], [40.3, 40.1, 70.9, 41.7, 60.5, 55.3]]
+    across = [[5.5, 5.5, 40.1, 5.5, 40.1, 40.3], [20.1, 10.3, 60.5, 10.3, 60.5, 30.1]]
+    masks = [
+        {"size": [60, 80], "counts": runs["counts"].decode()},
+        apart,
+        across,
+        *([np.round(random.uniform(0, 60, 12), 2).tolist()] for _ in range(30)),
+        {"size": [60, 80], "counts": [60 * 80]},
+        None,
+    ]
+    boxes = [[1.0, 2.0, 30.0, 40.0]] * len(masks)
+    items = [
+        {"id": number, "image_id": 1, "category_id": 3, "bbox": box, "iscrowd": 0, "area": 1}
+        | ({"segmentation": mask} if mask else {})
+        for number, (mask, box) in enumerate(zip(masks, boxes, strict=True), 1)
+    ]
+    categories = [{"id": 3, "name": "ring"}]
+    for split in ("train", "val"):
+        picture(tmp_path / "coco" / split / f"{split}.png")
+        images = [{"id": 1, "file_name": f"{split}.png", "height": 60, "width": 80}]
+        path = tmp_path / "coco" / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": items, "categories": categories}))
+    notes = convert("coco", tmp_path / "coco", tmp_path / "yolo", "yolo-seg", nothing)
+    assert notes == [f"4 of {2 * len(items)} objects have no mask, and are boxes"]
+    convert("yolo", tmp_path / "yolo", tmp_path / "back", "coco", nothing)
+    original = open_dataset(DataConfig(source=str(tmp_path / "coco")), "val", InputConfig()).annotations(0)
+    back = open_dataset(DataConfig(source=str(tmp_path / "back")), "val", InputConfig()).annotations(0)
+    assert len(back) == len(items)
+    for one, other in zip(original.segmentations[:-2], back.segmentations[:-2], strict=True):
+        assert np.array_equal(bitmaps([one], (60, 80)), bitmaps([other], (60, 80)))
+    assert back.segmentations[-2:] == [[], []]
+    assert back.xywh[-2:].tolist() == [pytest.approx(box) for box in boxes[:2]]
+    assert convert("coco", tmp_path / "coco", tmp_path / "boxes", "yolo", nothing) == [
+        "masks are left out: `--to yolo-seg` writes polygons"
+    ]
+
+
+def test_data_without_masks_have_no_polygons(coco, tmp_path):
+    with pytest.raises(DetcliError, match=r"has no masks. Write its boxes, with `--to yolo`"):
+        convert("coco", coco, tmp_path / "yolo", "yolo-seg", nothing)
 
 
 def test_from_coco_to_coco_keeps_ids_and_crowd_regions(coco, tmp_path):

@@ -2,6 +2,7 @@ import copy
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -9,10 +10,11 @@ import torch
 from rich.console import Console
 
 from detcli.config import resolve
+from detcli.data import open_dataset
 from detcli.engine.checkpoint import open_checkpoint, save_checkpoint
 from detcli.engine.model import build_model, initialise
 from detcli.engine.optimizer import LearningRate
-from detcli.engine.train import free_folder, starting_point, train
+from detcli.engine.train import Run, free_folder, starting_point, train
 from detcli.errors import DetcliError, UsageError
 from detcli.structures import ClassMap
 
@@ -254,6 +256,21 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(tmp_path):
         free_folder(tmp_path, overwrite=False)
     free_folder(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_evaluator_that_does_not_fit_is_found_before_training(tmp_path, console):
+    with pytest.raises(DetcliError, match=r"not LVIS'.*--evaluator faster"):
+        train(config_of("eval.evaluator=lvis"), tmp_path / "run", console)
+    assert not list(tmp_path.glob("run/*.safetensors"))
+    assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+
+def test_what_will_not_be_measured_is_said_before_training(console):
+    config = config_of()
+    val, model = open_dataset(config.data, "val", config.input), SimpleNamespace(tasks=("box", "keypoint"))
+    Run._check_evaluator(SimpleNamespace(val=val, model=model, config=config, console=console))
+    console.file.flush()
+    assert Path(console.file.name).read_text() == "note: keypoint AP will not be measured: the data have no keypoints\n"
 
 
 def test_a_missing_device_is_named(tmp_path, console):

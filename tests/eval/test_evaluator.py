@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from detcli.config import resolve
-from detcli.errors import UsageError
-from detcli.eval.evaluator import MAIN, STANDARD, measure, tasks_of
+from detcli.errors import DetcliError, UsageError
+from detcli.eval.evaluator import MAIN, STANDARD, check, measure, tasks_of
 from detcli.registry import names
 from detcli.testing import _check_part
 
@@ -41,6 +41,28 @@ def test_a_task_that_the_chosen_one_does_not_measure_is_left_to_the_standard_one
     found = measure("cityscapes", "box", TRUTH, [HIT])
     assert found.metrics == measure("faster", "box", TRUTH, [HIT]).metrics
     assert found.notes[0] == "box_AP is that of faster: the evaluator cityscapes has none"
+
+
+def test_what_an_evaluator_lacks_is_found_without_results():
+    check("faster", ("box",), TRUTH)
+    with pytest.raises(DetcliError, match="not LVIS'"):
+        check("lvis", ("box",), TRUTH)
+    with pytest.raises(DetcliError, match="no masks"):
+        check("cityscapes", ("mask",), TRUTH)
+    check("cityscapes", ("box",), TRUTH)  # the standard one measures it
+
+
+def test_objects_with_masks_are_among_the_few_that_are_looked_at():
+    size = {"height": 10, "width": 10}
+    box = {"category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    masked = {**box, "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    truth = {
+        "images": [{"id": number, **size} for number in range(300)],
+        "annotations": [{"image_id": number, **(masked if number == 299 else box)} for number in range(300)],
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    check("faster", ("box", "mask"), truth)
+    check("faster", ("box",), {**truth, "annotations": []})
 
 
 def test_unknown_evaluators_are_errors_that_name_the_nearest():

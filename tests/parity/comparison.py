@@ -1,6 +1,7 @@
 """The comparison of a converted checkpoint with what its own code base computed."""
 
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from unittest import mock
 
 import numpy as np
@@ -25,7 +26,9 @@ from detcli.zoo.training import training
 
 FEATURE_TOLERANCE = 1e-4  # of the standard deviation
 LOSS_TOLERANCE = 1e-4  # relative
-GRADIENT_TOLERANCE = 1e-3  # relative
+GRADIENT_TOLERANCE = 1e-3  # relative, or as much as rounding explains
+ROUNDING_FACTOR = 2.0  # of what rounding to float32 does to our gradients: what it may do to theirs
+ROUNDING_LIMIT = 5e-3  # relative, whatever rounding does
 ABSOLUTE = 1e-6  # of losses and gradients that are nearly zero
 MATCHED = 0.95  # of the reference's detections
 AREA_TOLERANCE = 0.01  # relative, beside one pixel
@@ -84,9 +87,9 @@ def compare(case, folder):
     # Our objects are of pixels: where a case has the loss of polygons alone, its targets are drawn as its code does.
     crop = reference.polygon_crops(case) if reference.has_polygons(case) else roi_head.crop_masks
     with mock.patch.object(roi_head, "crop_masks", crop):
-        losses = _backward(model, batch)
-    outcome.note("losses", *_differences(losses, reference.losses(case), LOSS_TOLERANCE))
-    outcome.note("gradients", *_gradients(case, model))
+        losses = backward(model, batch)
+        outcome.note("losses", *_differences(losses, reference.losses(case), LOSS_TOLERANCE))
+        outcome.note("gradients", *gradients(case, model, batch))
     return outcome
 
 
@@ -226,7 +229,7 @@ def _segments(case, model, ours):
     return f"{len(labels) + 1 - len(off)} of {len(labels) + 1}", wrong + off
 
 
-def _backward(model, batch):
+def backward(model, batch):
     """Return the losses by name, their gradients computed, with normalisation layers in eval mode."""
     model.train()
     for module in model.modules():
@@ -238,22 +241,78 @@ def _backward(model, batch):
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-def _gradients(case, model):
-    """Compare norms of gradients: Detectron2's of all, MMDetection's sum of each tensor's, and some of these."""
+def gradients(case, model, batch):
+    """Compare norms of the gradients that `backward` gave `model` of `batch`.
+
+    Return the largest difference, and what is wrong.
+    """
+    theirs = {"all": case["train"]["grad_norm"]} if case["origin"] == "detectron2" else {}
+    theirs = theirs or {"the sum": case["grad_norm_sum"], **case["grad_norms"]}
+    ours = _norms(case, model)
+    measured, wrong = _differences(ours, theirs, GRADIENT_TOLERANCE)
+    if wrong:
+        wrong = _differences(ours, theirs, ROUNDING_LIMIT)[1] or _beyond_rounding(case, model, batch, ours, theirs)
+    return measured, wrong
+
+
+def _norms(case, model):
+    """Return norms of gradients: Detectron2's of all, MMDetection's sum of each tensor's, and some of these."""
     # In float32, the norm of 100 million elements is off by 1 %.
     norms = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None}
     if case["origin"] == "detectron2":
-        ours, theirs = {"all": sum(norm**2 for norm in norms.values()) ** 0.5}, {"all": case["train"]["grad_norm"]}
-    else:
-        ours = {"the sum": sum(norms.values())} | {name: norms.get(name, 0.0) for name in case["grad_norms"]}
-        theirs = {"the sum": case["grad_norm_sum"], **case["grad_norms"]}
-    return _differences(ours, theirs, GRADIENT_TOLERANCE)
+        return {"all": sum(norm**2 for norm in norms.values()) ** 0.5}
+    return {"the sum": sum(norms.values())} | {name: norms.get(name, 0.0) for name in case["grad_norms"]}
 
 
-def _differences(ours, theirs, tolerance):
+def _beyond_rounding(case, model, batch, ours, theirs):
+    """Return which of their norms differ from ours in double precision by more than rounding to float32 explains.
+
+    Sums whose terms cancel, as the gradients of deformable convolutions' offsets, are known in float32 to a few digits
+    only. How many is seen from our own: of the picture, and of the picture with other last bits. `model` is in double
+    precision afterwards.
+    """
+    runs = [ours]
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        parts = 2 * torch.rand(batch.images.shape, generator=generator, dtype=torch.float64) - 1
+        backward(model, replace(batch, images=(batch.images * (1 + 2**-23 * parts)).float()))
+        runs.append(_norms(case, model))
+    # What models compute in float32 whatever they are given, they then compute in double precision, too.
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double), _double_by_default():
+        backward(model.double(), _double(batch))
+    exact = _norms(case, model)
+    rounding = {name: max(abs(run[name] - value) for run in runs) for name, value in exact.items()}
+    allowed = {name: ROUNDING_FACTOR * value for name, value in rounding.items()}
+    return _differences(exact, theirs, GRADIENT_TOLERANCE, allowed)[1]
+
+
+@contextmanager
+def _double_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _double(batch):
+    """Return `batch` with all that is float32 in double precision."""
+
+    def double(value):
+        return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    targets = [
+        replace(target, **{entry.name: double(getattr(target, entry.name)) for entry in fields(target)})
+        for target in batch.targets or ()
+    ]
+    return replace(batch, images=double(batch.images), targets=targets)
+
+
+def _differences(ours, theirs, tolerance, allowed=()):
     """Return the largest relative difference, and which values differ by more than `tolerance` of theirs.
 
-    What is nearly zero is compared as if it were larger, so that `ABSOLUTE` is within the tolerance.
+    What is nearly zero is compared as if it were larger, so that `ABSOLUTE` is within the tolerance; of those that are
+    in it, differences up to that in `allowed` (name -> difference) are not wrong either.
     """
     wrong = [f"{name} is only on one side" for name in sorted(ours.keys() ^ theirs.keys())]
     largest = 0.0
@@ -261,6 +320,6 @@ def _differences(ours, theirs, tolerance):
         difference = abs(ours[name] - theirs[name])
         relative = difference / (abs(theirs[name]) + ABSOLUTE / tolerance)
         largest = max(largest, relative)
-        if not relative <= tolerance:
+        if not (relative <= tolerance or difference <= dict(allowed).get(name, 0.0)):
             wrong.append(f"{name} is {ours[name]:.7g}, not {theirs[name]:.7g}")
     return f"{largest:.0e}", wrong

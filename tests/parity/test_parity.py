@@ -11,8 +11,11 @@ import comparison
 import pytest
 import reference
 import session
+import torch
+from torch import nn
 
 from detcli.config import resolve
+from detcli.structures import Batch
 from detcli.zoo.report import CHECKS
 from detcli.zoo.rows import rows
 from detcli.zoo.status import PARITY, digest, parity_cases
@@ -153,6 +156,36 @@ def test_every_check_can_fail(folder):
 
 def failed(outcome):
     return [text.partition(":")[0] for text in outcome.wrong]
+
+
+class Sum(nn.Module):
+    """A model whose gradient is the sum of the picture's values."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        return {"loss": (batch.images.float() * self.weight).sum()}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "off", "fails"),
+    [
+        ((8000.5, -8000), 0.0015, False),  # in float32, the difference is known to three digits
+        ((8000.5, -8000), 0.0045, True),
+        ((0.25, 0.25), 0.0009, False),
+        ((0.25, 0.25), 0.0015, True),
+    ],
+)
+def test_gradients_are_compared_as_far_as_float32_knows_them(pixels, off, fails):
+    case = {"origin": "mmdet", "grad_norm_sum": 0.5, "grad_norms": {"weight": 0.5 * (1 + off)}}
+    batch = Batch(torch.tensor(pixels).view(1, 1, 1, 2), torch.tensor([[1, 2]]))
+    model = Sum()
+    comparison.backward(model, batch)
+    _, wrong = comparison.gradients(case, model, batch)
+    assert bool(wrong) == fails
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_the_check_of_keypoints_can_fail(folder):
