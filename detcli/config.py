@@ -396,7 +396,7 @@ class _Tree:
         for key, argument in given.items():
             inner = f"{where}.{key}"
             if key not in known:
-                raise _unknown_setting(inner, known)
+                raise _unknown_setting(inner, known, [f"{where}.{place}" for place in _places(slot, node, key)])
             parameter = known[key]
             if parameter.default is REQUIRED and slot == "models":
                 raise UsageError(f"{inner} comes from the data and can't be set.")
@@ -629,6 +629,20 @@ def _typed(parameter: Parameter, value: Any, where: str, origins: Mapping[str, s
         raise UsageError(_complaint(where, error.errors()[0], value, origins)) from None
 
 
+def _places(slot: str, node: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield where the parts inside a part have an argument `key`, dotted."""
+    for parameter in read(find(slot, node["name"]).ref):
+        if not parameter.slot:
+            continue
+        inner = node.get(parameter.name, _preset(slot, node["name"], parameter)[0])
+        if inner in (None, REQUIRED):
+            continue
+        inner = _node(inner, parameter.name)
+        if key in _parameters(parameter.slot, inner["name"], parameter.name):
+            yield f"{parameter.name}.{key}"
+        yield from (f"{parameter.name}.{place}" for place in _places(parameter.slot, inner, key))
+
+
 def _part_configs(slot: str, node: Mapping[str, Any]) -> Iterator[Layer]:
     """Yield what comes with a part and those inside it."""
     part = find(slot, node["name"])
@@ -678,8 +692,9 @@ def _complaint(where: str, error: Any, value: Any, origins: Mapping[str, str]) -
     return f"{where} can't be {value!r} ({origin}): {reason}."
 
 
-def _unknown_setting(where: str, known: Iterable[str]) -> UsageError:
+def _unknown_setting(where: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> UsageError:
+    """Return the error that names what is near: settings of the same name in other places, or else of similar names."""
     path, dot, key = where.rpartition(".")
-    matches = [repr(path + dot + match) for match in nearest(key, known)]
+    matches = [repr(place) for place in elsewhere] or [repr(path + dot + match) for match in nearest(key, known)]
     hint = f"did you mean {' or '.join(matches)}?" if matches else f"there is {', '.join(sorted(known))}."
     return UsageError(f"unknown setting {where!r}: {hint}")

@@ -228,15 +228,15 @@ def looks_again(model: Detector) -> bool:
 def merging(config: RunConfig) -> tuple[float, int]:
     """Return the IoU above which the worse of two boxes goes, and how many detections stay at most.
 
-    They are the model's own, those of its first stage where it has no other, unless `config.eval.tta` has them.
+    They are those of the model's last stage unless `config.eval.tta` has them.
     """
     tta, model = config.eval.tta, config.model
-    first_stage = model.get("rpn_head") or {}
+    last = model.get("roi_head") or model.get("rpn_head") or model
     threshold, limit = tta.nms_threshold, tta.max_per_image
     if threshold is None:
-        threshold = model.get("nms_threshold", first_stage.get("nms_threshold", NMS_THRESHOLD))
+        threshold = last.get("nms_threshold", NMS_THRESHOLD)
     if limit is None:
-        limit = model.get("max_per_image", first_stage.get("test_proposals", MAX_PER_IMAGE))
+        limit = last.get("max_per_image", last.get("test_proposals", MAX_PER_IMAGE))
     return float(threshold), int(limit)
 
 

@@ -39,3 +39,9 @@ def test_another_backbone_has_the_norm():
 def test_a_model_of_one_stage_has_no_place_for_it():
     with pytest.raises(UsageError, match="overlay 'gn' does not fit 'atss', which has no argument 'roi_head'"):
         resolve("atss", overlays=["gn"])
+
+
+def test_an_overlay_leaves_out_pieces_of_parts_that_a_model_does_without():
+    heads = [resolve(model, overlays=["gn"]).config.model["roi_head"] for model in ("faster_rcnn", "mask_rcnn")]
+    assert heads[0]["mask_head"] is None
+    assert heads[1]["mask_head"]["norm"] == heads[1]["bbox_head"]["norm"] == "gn"

@@ -67,3 +67,11 @@ def test_a_shared_head_gives_boxes_and_masks_the_same_features():
         found = model.eval()(batch)
     assert len(calls) == 3  # of proposals, then of detected boxes
     assert [image.mask_crops.shape[1:] for image in found] == [(14, 14)] * 2
+
+
+def test_a_part_inside_a_preset_is_as_a_builder_gets_it():
+    """What a preset leaves out is the part's own default, not that of the argument whose place it takes."""
+    for model, own in (("faster_rcnn", False), ("mask_rcnn", True)):
+        for settings in ([], ["model.roi_head.assigner.ignore_iof=0.5"], ["model.roi_head.score_threshold=0.1"]):
+            assigner = resolve(model, settings=settings).config.model["roi_head"]["assigner"]
+            assert assigner["match_low_quality"] is own

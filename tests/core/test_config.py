@@ -170,6 +170,7 @@ def test_a_longer_run_drops_in_proportion():
             ["model.zzz=1"],
             "unknown setting 'model.zzz': there is backbone, depth, limit, neck, num_classes, ratios.",
         ),
+        (["model.num_outs=1"], "unknown setting 'model.num_outs': did you mean 'model.neck.num_outs'?"),
         (["model.depth=deep"], "model.depth can't be 'deep' (--set): input should be a valid integer"),
         (["model.neck.norm=bn"], "model.neck.norm can't be 'bn' (--set): input should be 'none' or 'gn'"),
         (["data.resize=[[1, 2], [3]]"], "data.resize.1.1 can't be"),

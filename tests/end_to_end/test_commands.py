@@ -119,7 +119,7 @@ def test_a_folder_that_nobody_prepared_passes_the_check(detcli, folder):
 
 def test_it_trains_evaluates_and_predicts(detcli, folder, run, tmp_path):
     assert {"box_AP", "mask_AP"} <= json.loads((run / "metrics.json").read_text()).keys()
-    detcli("eval", run, "--data", folder, "--out", tmp_path / "eval", "--set", "model.score_threshold=0.0001")
+    detcli("eval", run, "--data", folder, "--out", tmp_path / "eval", "--set", "model.roi_head.score_threshold=0.0001")
     detcli("eval", run, "--data", folder, "--out", tmp_path / "slow", "--evaluator", "pycocotools")
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     (table,) = json.loads(detcli("table", "--fields", "box_AP", "--runs", tmp_path / "eval", "--format", "json"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch.nn import functional
 
 import detcli
-from detcli.config import load, resolve, revise
+from detcli.config import leaves, load, resolve, revise
 from detcli.data import open_dataset
 from detcli.data.classes import COCO_KEYPOINTS
 from detcli.engine import tta
@@ -28,7 +28,7 @@ from detcli.structures import ClassMap, Detections, ImageInfo
 
 CPU = torch.device("cpu")
 CLASSES = ClassMap(("cat", "dog"), (17, 18), keypoints=COCO_KEYPOINTS)
-SMALL = ["model.score_threshold=0.05", "model.max_per_image=9", "data.test_resize=[110,90]", "weights=none"]
+SMALL = ["model.roi_head.score_threshold=0.05", "model.roi_head.max_per_image=9", "data.test_resize=[110,90]", "weights=none"]
 SLIM = ["model.neck.out_channels=16", "model.rpn_head.test_proposals=30"]
 IN_A_MIRROR = [
     name.replace("left", "right") if "left" in name else name.replace("right", "left") for name in COCO_KEYPOINTS
@@ -195,7 +195,7 @@ def mapped(boxes, original, size, flipped):
 @pytest.mark.parametrize("method", ["mask_rcnn", "keypoint_rcnn"])
 def test_the_second_stage_agrees_with_a_straightforward_loop(method, kept_bytes, monkeypatch):
     monkeypatch.setattr(tta, "KEPT_BYTES", kept_bytes)
-    small = ["model.keypoint_convs=1", "model.keypoint_channels=16"] if method == "keypoint_rcnn" else []
+    small = [f"model.roi_head.keypoint_head.{each}" for each in ("convs=1", "channels=16")] if method == "keypoint_rcnn" else []
     merger = augmented(method, *SLIM, *small, scales="[0.7,1,[150,120]]")
     model, config, pixels = merger.model, merger.config, picture(77, 101)
     head = model.roi_head
@@ -263,7 +263,7 @@ def test_a_symmetrical_picture_has_symmetrical_objects(method):
 
 
 def test_limits_are_the_models_own_or_those_that_are_set():
-    assert tta.merging(config_of("mask_rcnn", "model.nms_threshold=0.7")) == (0.7, 9)
+    assert tta.merging(config_of("mask_rcnn", "model.roi_head.nms_threshold=0.7")) == (0.7, 9)
     assert tta.merging(config_of("mask_rcnn", "eval.tta.nms_threshold=0.3", "eval.tta.max_per_image=5")) == (0.3, 5)
     assert tta.merging(resolve("detr", settings=["model.max_per_image=50"]).config) == (0.5, 50)
     assert tta.merging(resolve("rpn", settings=["model.rpn_head.test_proposals=70"]).config) == (0.7, 70)
@@ -272,16 +272,16 @@ def test_limits_are_the_models_own_or_those_that_are_set():
 @pytest.mark.parametrize("method", ["retinanet", "yolact", "rpn", "detr", "htc"])
 def test_methods_of_all_kinds_are_merged(method):
     own = {
-        "htc": [*SLIM, "model.semantic=false"],
+        "htc": [*SLIM, "model.roi_head.semantic=false"],
         "rpn": ["model.neck.out_channels=16", "model.rpn_head.test_proposals=9"],
         "detr": ["model.channels=32", "model.encoder_layers=1", "model.decoder_layers=1"],
         "yolact": ["model.neck.out_channels=32"],
         "retinanet": ["model.neck.out_channels=32"],
     }[method]
-    known = resolve(method).config.model
-    least = ["model.score_threshold=0.001"] if "score_threshold" in known else []
-    limit = ["model.max_per_image=9"] if "max_per_image" in known else []
-    settings = [*SMALL[2:], *own, *least, *limit, "eval.tta.scales=[0.8,1.2]", "eval.tta.flip=true"]
+    values = {"score_threshold": 0.001, "max_per_image": 9}
+    known = [(key, values.get(key.rpartition(".")[2])) for key in leaves(resolve(method).config.model)]
+    limits = [f"model.{key}={value}" for key, value in known if value is not None]
+    settings = [*SMALL[2:], *own, *limits, "eval.tta.scales=[0.8,1.2]", "eval.tta.flip=true"]
     config = resolve(method, backbone="r18", sched="demo", settings=settings).config
     torch.manual_seed(0)
     model = build_model(config, 2).eval()
@@ -360,7 +360,7 @@ def test_proposals_of_a_file_are_mapped_to_each_view():
 def test_a_run_is_measured_with_augmentation_at_its_end_only(tmp_path):
     settings = ["data.args.train_images=4", "data.args.val_images=2", "data.workers=0", "train.batch=2"]
     settings += ["sched.length=2", "train.eval_every=1", "eval.tta.scales=[1.5]", "eval.tta.flip=false", *SLIM]
-    settings += ["model.score_threshold=0.0"]
+    settings += ["model.roi_head.score_threshold=0.0"]
     flags = {"data.source": "shapes"}
     config = resolve("faster_rcnn", backbone="r18", sched="demo", overlays=["tta"], settings=settings, flags=flags)
     with (tmp_path / "console.txt").open("w") as file:
