@@ -390,6 +390,7 @@ class _Tree:
         if node is None or name != node["name"]:
             kept = {key: kept for key, kept in (node or {}).items() if key in known}
             for key in set(node or {}) - set(kept):
+                self._refuse_to_lose(f"{where}.{key}", slot, name)
                 self._forget(f"{where}.{key}")
             node = {"name": name, **kept}
             self.origins[f"{where}.name"] = origin
@@ -433,6 +434,16 @@ class _Tree:
             elif key != "name":
                 self._merge_value(node, key, argument, inner, origin)
         return node
+
+    def _refuse_to_lose(self, where: str, slot: str, name: str) -> None:
+        """Raise `UsageError` when an overlay gave the argument at `where`, for whatever part there is."""
+        owner = where.rpartition(".")[0]
+        given = {origin for key, origin in self.origins.items() if key == where or key.startswith(f"{where}.")}
+        for origin in given - {self.origins.get(f"{owner}.name")}:
+            if origin.startswith("overlay "):
+                raise UsageError(
+                    f"{origin} sets {where}, which {singular(slot)} {name!r} has not: leave one of the two out."
+                )
 
     def _forget(self, where: str) -> None:
         for key in [key for key in self.origins if key == where or key.startswith(f"{where}.")]:

@@ -73,6 +73,11 @@ def test_another_name_keeps_the_arguments_that_the_new_part_has_too():
     assert (wide["width"], wide["depth"]) == (8, 9)
 
 
+def test_an_overlay_that_the_chosen_part_has_no_arguments_for_is_not_dropped():
+    with pytest.raises(UsageError, match="overlay grouped sets model.neck.norm, which neck 'tower' has not"):
+        resolve("toy", neck="tower", overlays=["grouped"])
+
+
 def test_presets_of_a_part_stay_behind_when_its_name_changes():
     config = resolve("toy", backbone="tiny_deep", settings=['model.backbone="tiny"']).config
     assert config.model["backbone"]["depth"] == 3

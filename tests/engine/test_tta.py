@@ -28,7 +28,12 @@ from detcli.structures import ClassMap, Detections, ImageInfo
 
 CPU = torch.device("cpu")
 CLASSES = ClassMap(("cat", "dog"), (17, 18), keypoints=COCO_KEYPOINTS)
-SMALL = ["model.roi_head.score_threshold=0.05", "model.roi_head.max_per_image=9", "data.test_resize=[110,90]", "weights=none"]
+SMALL = [
+    "model.roi_head.score_threshold=0.05",
+    "model.roi_head.max_per_image=9",
+    "data.test_resize=[110,90]",
+    "weights=none",
+]
 SLIM = ["model.neck.out_channels=16", "model.rpn_head.test_proposals=30"]
 IN_A_MIRROR = [
     name.replace("left", "right") if "left" in name else name.replace("right", "left") for name in COCO_KEYPOINTS
@@ -195,7 +200,11 @@ def mapped(boxes, original, size, flipped):
 @pytest.mark.parametrize("method", ["mask_rcnn", "keypoint_rcnn"])
 def test_the_second_stage_agrees_with_a_straightforward_loop(method, kept_bytes, monkeypatch):
     monkeypatch.setattr(tta, "KEPT_BYTES", kept_bytes)
-    small = [f"model.roi_head.keypoint_head.{each}" for each in ("convs=1", "channels=16")] if method == "keypoint_rcnn" else []
+    small = (
+        [f"model.roi_head.keypoint_head.{each}" for each in ("convs=1", "channels=16")]
+        if method == "keypoint_rcnn"
+        else []
+    )
     merger = augmented(method, *SLIM, *small, scales="[0.7,1,[150,120]]")
     model, config, pixels = merger.model, merger.config, picture(77, 101)
     head = model.roi_head
