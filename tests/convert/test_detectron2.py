@@ -58,6 +58,7 @@ C4 = {
     "neck": None,
     "shared_head": True,
     "rpn_head": {"name": "rpn", "anchor_scales": [2, 4, 8, 16, 32]},
+    "roi_head": {"name": "standard", "bbox_head": {"name": "conv_fc", "fcs": 0}},
 }
 
 

@@ -68,7 +68,7 @@ def test_without_a_semantic_head_there_is_no_branch():
         (CASCADE, "roi_head.bbox_head.1.fc_out_channels", 512, "model.roi_head.bbox_head"),
         (CASCADE, "roi_head.bbox_head.1.type", "DoubleConvFCBBoxHead", "model.roi_head.bbox_head.1.type"),
         (CASCADE, "roi_head.bbox_head.2.reg_class_agnostic", False, "model.roi_head.bbox_head.2.reg_class_agnostic"),
-        (CASCADE, "roi_head.bbox_head.2.reg_decoded_bbox", True, "model.roi_head.bbox_head.2.reg_decoded_bbox"),
+        (CASCADE, "roi_head.bbox_head.2.reg_decoded_bbox", True, "model.roi_head.bbox_head to"),
         (CASCADE, "roi_head.bbox_head.0.surprise", 1, "model.roi_head.bbox_head.0.surprise"),
         (CASCADE, "roi_head.bbox_head.0.bbox_coder.type", "LegacyDeltaXYWHBBoxCoder", "bbox_head.1.bbox_coder"),
         (CASCADE, "train_cfg.rcnn.1.assigner.neg_iou_thr", 0.5, "model.train_cfg.rcnn.1.assigner"),

@@ -27,13 +27,15 @@ SMALL = [
     "eval.show=2",
     f"sched.length={STEPS}",
     "model.neck.out_channels=32",
-    "model.score_threshold=0.001",
 ]
+SHOWS_MUCH = {"atss": "model.score_threshold=0.001", "mask_rcnn": "model.roi_head.score_threshold=0.001"}
 
 
 def config_of(*settings, target="atss"):
     flags = {"data.source": "shapes"}
-    return resolve(target, backbone="r18", sched="demo", settings=[*SMALL, *settings], flags=flags).config
+    return resolve(
+        target, backbone="r18", sched="demo", settings=[*SMALL, SHOWS_MUCH[target], *settings], flags=flags
+    ).config
 
 
 @pytest.fixture

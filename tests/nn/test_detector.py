@@ -42,6 +42,8 @@ class ProposalHead(nn.Module):
 
 
 class RegionHead(nn.Module):
+    tasks = ("box", "mask")
+
     def losses(self, features, proposals, batch):
         return {"loss_bbox": torch.cat(proposals).sum()}
 
@@ -63,7 +65,7 @@ def test_mode_decides_what_comes_out():
 
 
 def test_second_stage_gets_the_proposals_of_the_first():
-    model = TwoStageDetector(Body(), None, ProposalHead(), RegionHead(), ("box", "mask"))
+    model = TwoStageDetector(Body(), None, ProposalHead(), RegionHead())
     assert model.tasks == ("box", "mask")
     losses = model.train()(batch())
     assert {name: value.item() for name, value in losses.items()} == {
