@@ -74,7 +74,7 @@ def test_another_name_keeps_the_arguments_that_the_new_part_has_too():
 
 
 def test_an_overlay_that_the_chosen_part_has_no_arguments_for_is_not_dropped():
-    with pytest.raises(UsageError, match="overlay grouped sets model.neck.norm, which neck 'tower' has not"):
+    with pytest.raises(UsageError, match=r"overlay grouped sets model\.neck\.norm, which neck 'tower' has not"):
         resolve("toy", neck="tower", overlays=["grouped"])
 
 
