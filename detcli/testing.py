@@ -58,6 +58,9 @@ def check_plugin(plugin: Plugin | str) -> None:
             _check_overlay(overlay)
         for model in _own("models", name):
             _check_model(model, found.plugin)
+        if not (found.plugin.models or found.plugin.overlays):
+            for recipe in found.plugin.recipes[:1]:
+                _check_step(f"recipe {recipe.name!r}", recipe)
         _check_card(found)
     except DetcliError as error:
         raise ContractError(f"plugin {name!r}: {error}") from error
@@ -192,6 +195,8 @@ def _check_overlay(overlay: Overlay) -> None:
         bases.append(fitting[0])
     for base in bases:
         _check_config(f"overlay {overlay.name!r} on {base!r}", resolve(base, overlays=[overlay.name]).config)
+    if overlay.recipe and "model" in overlay.config:
+        _check_step(f"overlay {overlay.name!r}", find_recipe(overlay.recipe), overlay)
 
 
 def _check_config(where: str, config: RunConfig) -> None:
@@ -210,7 +215,7 @@ def _check_model(name: str, plugin: Plugin) -> None:
         model = build("models", config, num_classes=NUM_CLASSES)
         twin = build("models", config, num_classes=NUM_CLASSES)
         batch = random_batch()
-        _check_training(name, model, batch)
+        _check_training(f"model {name!r}", model, batch)
         model.eval()
         with torch.inference_mode():
             found = model(batch)
@@ -224,31 +229,44 @@ def _check_model(name: str, plugin: Plugin) -> None:
     _require(same, f"model {name!r} detects otherwise after its state dict was loaded into another one.")
 
 
-def _small_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's model with ResNet-18, a slim neck and no score threshold, where it has these."""
-    model = resolve(recipe.name).config.model
+def _check_step(where: str, recipe: Recipe, *overlays: Overlay) -> None:
+    """Train a recipe of a model that another plugin may own for a step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build("models", _small_config(recipe, *overlays), num_classes=NUM_CLASSES)
+        _check_training(where, model, random_batch())
+
+
+def _small_config(recipe: Recipe, *overlays: Overlay) -> dict[str, Any]:
+    """Return the model of a recipe under overlays with ResNet-18, a slim neck and no score threshold, where it has
+    these.
+    """
+    laid = [overlay.name for overlay in overlays]
+    model = resolve(recipe.name, overlays=laid).config.model
     settings = [f"model.{key}=0.0" for key in leaves(model) if key.rpartition(".")[2] == "score_threshold"]
     if isinstance(model.get("neck"), dict) and "out_channels" in model["neck"]:
         settings.append("model.neck.out_channels=64")
     backbone = model.get("backbone")
     core = isinstance(backbone, dict) and names("backbones")[backbone["name"]] == "core"
-    small = resolve(recipe.name, backbone="r18" if core else None, flags={"weights": "none"}, settings=settings)
+    small = resolve(
+        recipe.name, overlays=laid, backbone="r18" if core else None, flags={"weights": "none"}, settings=settings
+    )
     return small.config.model
 
 
-def _check_training(name: str, model: nn.Module, batch: Batch) -> None:
+def _check_training(where: str, model: nn.Module, batch: Batch) -> None:
     losses: dict[str, Tensor] = model.train()(batch)
-    _require(isinstance(losses, dict), f"model {name!r} in training returns {type(losses).__name__}, not losses.")
+    _require(isinstance(losses, dict), f"{where} in training returns {type(losses).__name__}, not losses.")
     for key, loss in losses.items():
-        _require(loss.ndim == 0 and loss.isfinite(), f"model {name!r}: {key} is {loss}, not a finite number.")
+        _require(loss.ndim == 0 and loss.isfinite(), f"{where}: {key} is {loss}, not a finite number.")
     terms = [loss for key, loss in losses.items() if "loss" in key]
-    _require(terms, f'model {name!r} returns {", ".join(losses) or "nothing"}: no name has "loss" in it.')
+    _require(terms, f'{where} returns {", ".join(losses) or "nothing"}: no name has "loss" in it.')
     torch.autograd.backward(torch.stack(terms).sum())
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     idle = [key for key, parameter in trained.items() if parameter.grad is None]
-    _require(not idle, f"model {name!r}: no loss depends on {', '.join(idle[:3])} ({len(idle)} parameters).")
+    _require(not idle, f"{where}: no loss depends on {', '.join(idle[:3])} ({len(idle)} parameters).")
     bad = [key for key, parameter in trained.items() if not parameter.grad.isfinite().all()]  # type: ignore[union-attr]
-    _require(not bad, f"model {name!r}: the gradient of {', '.join(bad[:3])} is not finite.")
+    _require(not bad, f"{where}: the gradient of {', '.join(bad[:3])} is not finite.")
 
 
 def _check_detections(name: str, model: Detector, found: list[Detections], batch: Batch) -> None:

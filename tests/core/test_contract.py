@@ -45,7 +45,7 @@ def tiny(*, num_classes: int, factor: float = 1.0):
     return Tiny(num_classes)
 """
 MANIFEST = """
-from detcli.plugin import Part, Plugin, Recipe
+from detcli.plugin import Overlay, Part, Plugin, Recipe
 plugin = Plugin(name="kept", arxiv="1234.56789", models={"kept": ".model:tiny"}, recipes=[Recipe("kept")])
 """
 
@@ -111,6 +111,13 @@ def test_a_manifest_that_breaks_it_is_told_so(small_plugin, old, new, message):
 def test_a_model_that_breaks_it_is_told_so(small_plugin, old, new, message):
     with pytest.raises(ContractError, match=message):
         small_plugin(in_model=(old, new))
+
+
+def test_an_overlay_is_trained_for_a_step(small_plugin):
+    overlay = 'overlays=[Overlay("off", {"model": {"factor": 0.0}}, recipe="kept")], recipes'
+    divided = "model = Tiny(num_classes)\n    model.extra.data /= factor\n    return model"
+    with pytest.raises(ContractError, match="overlay 'off': loss is nan, not a finite number"):
+        small_plugin(in_manifest=("recipes", overlay), in_model=("return Tiny(num_classes)", divided))
 
 
 @pytest.mark.parametrize(("card", "message"), [("", "has no card"), ("Hello.", r"does not name arXiv 1234\.56789")])

@@ -15,6 +15,8 @@ from detcli.data.export import convert
 from detcli.data.yolo import yolo, yolo_to_coco
 from detcli.errors import DetcliError, UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SPLITS = "train: images/train\nval: images/val\n"
 
 
