@@ -20,7 +20,7 @@ SETTINGS = ["data.args.train_images=2", "data.args.val_images=2", "data.args.key
 
 def prepared(method, *settings):
     """Return a small model with random weights, its data, and its config as the data want it."""
-    settings = [*SETTINGS, "model.neck.out_channels=32", "model.test_proposals=20", *settings]
+    settings = [*SETTINGS, "model.neck.out_channels=32", "model.rpn_head.test_proposals=20", *settings]
     flags = {"data.source": "shapes"}
     config = resolve(method, backbone="r18", sched="demo", settings=settings, flags=flags).config
     data = open_dataset(config.data, "val", config.input, keypoints=True, semantic=True)
