@@ -289,7 +289,7 @@ def revise(
     chosen = [find_overlay(overlay) for overlay in overlays]
     for overlay in chosen:
         _require_of_evaluation(overlay)
-    layers = [(f"overlay {overlay.name}", _fitting(overlay, config.model["name"])) for overlay in chosen]
+    layers = [(f"overlay {overlay.name}", _fitting(overlay, config.model)) for overlay in chosen]
     given = [*_dotted(flags or {}, FLAG), *_parse_settings(settings)]
     return _validated(*_apply([("checkpoint", config.model_dump()), *layers, *given]).expanded())
 

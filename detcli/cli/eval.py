@@ -60,7 +60,7 @@ def eval(
         flags |= {"data.train": "", "data.val": val}
     config = revise(found.config, overlays=overlays or [], settings=settings or [], flags=flags)
     target = find_device(device)
-    model = load_model(found, target, precision or "fp32")
+    model = load_model(found, config, target, precision or "fp32")
     dataset = open_dataset(
         config.data,
         "val",

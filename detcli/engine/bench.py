@@ -86,7 +86,7 @@ def bench(
     mem = memory_in_use(device) / 1e9
     precision = config.train.precision
     if checkpoint:
-        model, classes = load_model(checkpoint, device, precision), checkpoint.classes
+        model, classes = load_model(checkpoint, config, device, precision), checkpoint.classes
     else:
         model, classes = prepare(run.model, device, precision, config.train.channels_last), run.classes
     predictor = Predictor.of(model, config, classes, device, precision)

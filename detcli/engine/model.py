@@ -91,11 +91,17 @@ def class_dependent(config: RunConfig) -> set[str]:
     return {name for name, value in few.items() if value.shape != more[name].shape}
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32") -> Detector:
-    """Return the trained model of `checkpoint`, prepared to detect on `device` within `autocast` to `precision`."""
-    model = build_model(checkpoint.config, len(checkpoint.classes))
+def load_model(
+    checkpoint: Checkpoint, config: RunConfig, device: torch.device, precision: Precision = "fp32"
+) -> Detector:
+    """Return the trained model of `checkpoint`, prepared to detect on `device` within `autocast` to `precision`.
+
+    `config` is the checkpoint's or one that is revised since: other thresholds, say. Raises `DetcliError` where its
+    model is one that the weights do not fit.
+    """
+    model = build_model(config, len(checkpoint.classes))
     load_weights(model, checkpoint.weights(), str(checkpoint.path))
-    return prepare(model, device, precision, channels_last=checkpoint.config.train.channels_last)
+    return prepare(model, device, precision, channels_last=config.train.channels_last)
 
 
 def prepare(model: Detector, device: torch.device, precision: Precision, channels_last: bool = True) -> Detector:

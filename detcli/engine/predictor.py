@@ -42,7 +42,7 @@ class Predictor:
         self.metrics = checkpoint.metrics
         config = revise(checkpoint.config, overlays=overlays, settings=settings)
         target = find_device(device)
-        self._use(load_model(checkpoint, target, precision), config, checkpoint.classes, target, precision)
+        self._use(load_model(checkpoint, config, target, precision), config, checkpoint.classes, target, precision)
 
     @classmethod
     def of(

@@ -223,7 +223,7 @@ def test_every_tensor_arrives(tmp_path, origin):
         for name, value in state.items():
             if not (fixed and "running" in name):
                 assert torch.equal(written[name], value), name
-    load_model(checkpoint, torch.device("cpu"))
+    load_model(checkpoint, checkpoint.config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("origin", ORIGINS)

@@ -61,6 +61,13 @@ def test_a_score_leaves_out_what_is_below(model):
     assert len(kept) == int((everything.scores >= middle).sum()) < len(everything)
 
 
+def test_settings_change_the_model_too(model):
+    few = detcli.load(model.path, device="cpu", settings=["model.roi_head.max_per_image=3"])
+    assert [len(each.predict(picture(100, 130))) for each in (model, few)] == [7, 3]
+    with pytest.raises(DetcliError, match=r"(?s)model\.safetensors.*neck"):
+        detcli.load(model.path, device="cpu", settings=["model.neck.out_channels=8"])
+
+
 def test_a_file_that_is_no_picture_is_named(model, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DetcliError, match=r"bad\.png"):

@@ -314,7 +314,7 @@ def shapes():
     config = revise(config_of("mask_rcnn", *settings), flags={"data.source": "shapes"})
     data = open_dataset(config.data, "val", config.input)
     torch.manual_seed(0)
-    config.model["score_threshold"] = 0.05
+    config.model["roi_head"]["score_threshold"] = 0.05
     model = build_model(config, len(data.classes)).eval()
     with torch.no_grad():
         model.roi_head.bbox_head.fc_cls.weight *= 10
