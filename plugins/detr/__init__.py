@@ -4,18 +4,21 @@ from detcli.plugin import Part, Plugin, Recipe
 
 SIZES = [(1333, side) for side in range(480, 801, 32)]
 
-# Small pictures, of which it sees many: sets are learned slowly, since no query knows at first where to look.
+# Small pictures, of which it sees many: sets are learned slowly, since no query knows at first where to look. Features
+# are of stride 8, and there are a few times as many queries as objects.
 DEMO = {
     "demo": {
         "sched": {"length": 8000},
-        "train": {"batch": 8},
-        "optim": {"batch": 8, "backbone_lr": 1.0, "clip_norm": 1.0},
+        "train": {"batch": 16, "ema": 0.998},
+        "optim": {"batch": 16, "backbone_lr": 1.0, "clip_norm": 1.0, "weight_decay": 1e-4},
         "data": {"resize": [(80, 64)], "test_resize": (80, 64), "before_resize": []},
         "model": {
-            "backbone": {"out_stages": [3]},
+            "backbone": {"out_stages": [2]},
+            "num_queries": 20,
             "channels": 128,
+            "heads": 4,
             "encoder_layers": 1,
-            "decoder_layers": 2,
+            "decoder_layers": 3,
             "ffn_channels": 256,
             "dropout": 0.0,
         },
