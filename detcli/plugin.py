@@ -16,6 +16,7 @@ PartConfig: TypeAlias = str | dict[str, Any]
 # A builder annotates an argument with one of these to say which slot the part comes from. The argument is still a
 # value: the builder passes it to `detcli.registry.build`, with what the part must know of its surroundings.
 Backbone: TypeAlias = Annotated[PartConfig, "backbones"]
+Attention: TypeAlias = Annotated[PartConfig, "attentions"]
 Neck: TypeAlias = Annotated[PartConfig, "necks"]
 RPNHead: TypeAlias = Annotated[PartConfig, "rpn_heads"]
 RoIHead: TypeAlias = Annotated[PartConfig, "roi_heads"]
@@ -31,6 +32,7 @@ Transform: TypeAlias = Annotated[PartConfig, "transforms"]
 PART_SLOTS = (
     "models",
     "backbones",
+    "attentions",
     "necks",
     "rpn_heads",
     "roi_heads",
@@ -118,6 +120,7 @@ class Plugin:
     arxiv: str = ""
     models: Mapping[str, Part | str] = field(default_factory=dict)
     backbones: Mapping[str, Part | str] = field(default_factory=dict)
+    attentions: Mapping[str, Part | str] = field(default_factory=dict)
     necks: Mapping[str, Part | str] = field(default_factory=dict)
     rpn_heads: Mapping[str, Part | str] = field(default_factory=dict)
     roi_heads: Mapping[str, Part | str] = field(default_factory=dict)

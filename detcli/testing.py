@@ -144,6 +144,8 @@ def _check_part(slot: str, name: str) -> None:
         _require(key in static, f"{slot} {name!r} presets {key!r}, which {part.ref} does not have.")
     if slot == "backbones":
         _check_backbone(name)
+    if slot == "attentions":
+        _check_attention(name)
     if slot == "evaluators":
         _check_evaluator(name)
 
@@ -156,6 +158,16 @@ def _check_backbone(name: str) -> None:
     shapes = tuple((x.shape[1], HEIGHT // x.shape[2]) for x in features)
     said = tuple(zip(backbone.out_channels, backbone.strides, strict=True))
     _require(shapes == said, f"backbone {name!r} says (channels, stride) {said}, and returns {shapes}.")
+
+
+def _check_attention(name: str) -> None:
+    """Hold the maps that an attention returns to the shape of those that it was given."""
+    with torch.device("meta"):
+        maps = torch.zeros(2, 64, HEIGHT // 8, WIDTH // 8)
+        found = build("attentions", name, in_channels=maps.shape[1])(maps)
+    _require(
+        found.shape == maps.shape, f"attention {name!r} makes maps {list(found.shape)} of maps {list(maps.shape)}."
+    )
 
 
 def _check_evaluator(name: str) -> None:

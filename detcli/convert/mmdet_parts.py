@@ -94,11 +94,7 @@ def residual_network(group: Group) -> dict[str, Any]:
     group.expect("in_channels", 3)
     group.expect("stem_channels", None, 64)
     group.expect("base_channels", 64)
-    group.expect("plugins", None)
-    group.expect("gcb", None)
-    group.expect("gen_attention", None)
     group.ignore("init_cfg", "pretrained", "with_cp", "zero_init_residual")
-    group.ignore("stage_with_gcb", "stage_with_gen_attention")
     return {
         "depth": group.integer("depth"),
         "norm": _with_convs(group, _norm_kind(settings)),
@@ -115,7 +111,7 @@ def residual_network(group: Group) -> dict[str, Any]:
 
 def _deformable(group: Group) -> dict[str, Any]:
     """Return the arguments of a backbone whose convolutions are deformable; none when they are not."""
-    stages = group.take("stage_with_dcn", (False,) * 4)
+    stages = _stages(group, "stage_with_dcn", chosen=False)
     if not group.has("dcn"):
         return {}
     settings = group.group("dcn")
@@ -123,14 +119,50 @@ def _deformable(group: Group) -> dict[str, Any]:
     if settings.kind not in versions:
         raise settings.unsupported("type")
     settings.expect("fallback_on_stride", False)
-    if not (isinstance(stages, list | tuple) and len(stages) <= 4 and all(type(item) is bool for item in stages)):
-        raise group.wrong("stage_with_dcn", "a list of True and False")
     name = "deformable_groups" if "deformable_groups" in settings.values else "deform_groups"
     return {
         "dcn": versions[settings.kind],
-        "dcn_stages": tuple(stage for stage, chosen in enumerate(stages, 1) if chosen),
+        "dcn_stages": stages,
         "dcn_groups": settings.integer(name, 1, least=1),
     }
+
+
+def _stages(group: Group, key: str, *, chosen: bool) -> tuple[int, ...]:
+    """Return the stages that a list of True and False chooses; absent, all are `chosen` or none."""
+    flags = group.take(key) if group.has(key) else (chosen,) * 4
+    if not (isinstance(flags, list | tuple) and len(flags) <= 4 and all(type(flag) is bool for flag in flags)):
+        raise group.wrong(key, "a list of True and False")
+    return tuple(stage for stage, flag in enumerate(flags, 1) if flag)
+
+
+def _attention(group: Group) -> dict[str, Any]:
+    """Return the arguments of a backbone whose blocks have attention, a plugin of theirs; none when they have none."""
+    group.expect("gen_attention", None)
+    group.ignore("stage_with_gen_attention")
+    layers = group.groups("plugins") if group.has("plugins") else []
+    # In early versions, global context has arguments of its own.
+    stages = _stages(group, "stage_with_gcb", chosen=False)
+    if group.has("gcb"):
+        context = Group(group.take("gcb"), group.place("gcb"))
+        context = Group({**context.values, "type": "ContextBlock"}, context.where)
+        found = {"attention": part(context, {}, "layer of blocks"), "attention_stages": stages, "attention_after": 3}
+        context.check()
+        return found
+    if not layers:
+        return {}
+    layer, *others = layers
+    if others:
+        raise group.unsupported("plugins")
+    positions = {f"after_conv{number}": number for number in (1, 2, 3)}
+    if layer.text("position") not in positions:
+        raise layer.unsupported("position")
+    found = {
+        "attention": part(layer.group("cfg"), {}, "layer of blocks"),
+        "attention_stages": _stages(layer, "stages", chosen=True),
+        "attention_after": positions[layer.text("position")],
+    }
+    layer.check()
+    return found
 
 
 def _resnet(group: Group) -> dict[str, Any]:
@@ -143,6 +175,7 @@ def _resnet(group: Group) -> dict[str, Any]:
         "groups": group.integer("groups", 1, least=1) if wide else 1,
         "width_per_group": group.integer("base_width", 4, least=1) if wide else 64,
         **residual_network(group),
+        **_attention(group),
     }
     init = group.take("init_cfg")
     checkpoint = group.take("pretrained") or (init.get("checkpoint") if isinstance(init, Mapping) else "")
@@ -159,12 +192,14 @@ def _backbone_name(args: Mapping[str, Any], checkpoint: str) -> str:
 
     Those of Detectron and Detectron2 are alike but for the pixel mean: their pretrained weights tell them apart.
     """
+    # Batch norms have the same weights, whoever shares their statistics.
+    shapes = {key: "bn" if args[key] == "syncbn" else args[key] for key in SHAPES}
     fitting = []
     for name in names("backbones"):
         known = find("backbones", name)
         if known.ref == find("backbones", "resnet").ref and "depth" in known.args:
             presets = {**PLAIN, **known.args}
-            if all(presets[key] == args[key] for key in SHAPES):
+            if all(presets[key] == shapes[key] for key in SHAPES):
                 fitting.append(name)
     of_detectron = "detectron/" in checkpoint or checkpoint in ("open-mmlab://resnet50_caffe", DETECTRON_R101)
     contributed = checkpoint.startswith("open-mmlab://contrib/")

@@ -18,6 +18,8 @@ from detcli.errors import UsageError
 from detcli.nn.blocks import Norm, make_conv, make_norm, norm_name
 from detcli.nn.deform import DeformConv2d, deformable
 from detcli.nn.fold import conv_norm
+from detcli.plugin import Attention
+from detcli.registry import build, split
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -39,6 +41,9 @@ def resnet(
     dcn: Literal["none", "v1", "v2"] = "none",
     dcn_stages: tuple[int, ...] = (2, 3, 4),
     dcn_groups: int = 1,
+    attention: Attention | None = None,
+    attention_stages: tuple[int, ...] = (2, 3, 4),
+    attention_after: Literal[1, 2, 3] = 3,
 ) -> ResNet:
     """Return a ResNet with random weights whose features are the outputs of `out_stages` (1 to 4).
 
@@ -46,7 +51,8 @@ def resnet(
     batch norms keep their statistics in training; without `norm_trained`, norms keep their weights and
     biases; `norm_eps` is what they add to a variance. `frozen_stages` stages and the stem before them are not
     trained at all; 0 trains everything. With `dcn`, the second convolution of the blocks of `dcn_stages` is
-    deformable (v2: modulated, too), with `dcn_groups` sets of sampling points.
+    deformable (v2: modulated, too), with `dcn_groups` sets of sampling points. In the blocks of `attention_stages`,
+    the maps of convolution `attention_after`, or of the last one, go through an `attention`.
     """
 
     def block(place: Place) -> ResidualBlock:
@@ -57,7 +63,10 @@ def resnet(
             convs = bottleneck_convs(place, width, groups, style, norm)
         if dcn != "none" and place.stage in dcn_stages:
             convs[2] = deformable(convs[2], modulated=dcn == "v2", groups=dcn_groups)
-        return ResidualBlock(convs, place.stride, norm)
+        result = ResidualBlock(convs, place.stride, norm)
+        if attention is not None and place.stage in attention_stages:
+            result.add_attention(attention, attention_after)
+        return result
 
     return ResNet(
         residual_stages(depth, block, num_stages=max(out_stages), strides=strides, dilations=dilations),
@@ -136,7 +145,7 @@ class ResidualBlock(nn.Module):
     """Convolutions conv1, conv2, ... with a norm each, and a shortcut, projected where the shapes differ.
 
     A block that does more between its convolutions has a `residual` of its own. With `avg_down`, the shortcut strides
-    by averaging (He et al. 2019, arXiv 1812.01187, figure 2c).
+    by averaging (He et al. 2019, arXiv 1812.01187, figure 2c). `attention` is what `add_attention` has added.
     """
 
     def __init__(self, convs: Mapping[int, nn.Conv2d], stride: int, norm: Norm, *, avg_down: bool = False) -> None:
@@ -153,6 +162,23 @@ class ResidualBlock(nn.Module):
             projection = make_conv(in_channels, self.out_channels, 1, stride=1 if avg_down else stride, norm=norm)
             self.downsample = nn.Sequential(*average, projection, make_norm(norm, self.out_channels))
         self.relu = nn.ReLU(inplace=True)
+        self.attention_name = ""
+        self.attention_after = 0
+
+    def add_attention(self, attention: Attention, after: int) -> None:
+        """Have the maps of the convolution of number `after`, or of the last, go through a part of `attentions`.
+
+        They do once they are normalised and, before another convolution, rectified. The child has the part's name.
+        """
+        self.attention_name = split(attention)[0]
+        self.attention_after = min(after, len(self.conv_norms))
+        conv = getattr(self, self.conv_norms[self.attention_after - 1][0])
+        self.add_module(self.attention_name, build("attentions", attention, in_channels=conv.out_channels))
+
+    @property
+    def attention(self) -> nn.Module | None:
+        """What the block has besides its convolutions, norms and shortcut; None: nothing."""
+        return self.get_submodule(self.attention_name) if self.attention_name else None
 
     @property
     def last_norm(self) -> Any:
@@ -172,8 +198,12 @@ class ResidualBlock(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         """Return what is added to the shortcut of x [N,C,H,W]."""
-        for number, (conv, norm) in enumerate(self.conv_norms):
-            x = conv_norm(getattr(self, conv), getattr(self, norm), self.relu(x) if number else x)
+        for number, (conv, norm) in enumerate(self.conv_norms, 1):
+            x = conv_norm(getattr(self, conv), getattr(self, norm), x)
+            if number < len(self.conv_norms):
+                x = self.relu(x)
+            if number == self.attention_after:
+                x = getattr(self, self.attention_name)(x)
         return x
 
 
@@ -224,7 +254,12 @@ class ResNet(nn.Module):
         self.strides = tuple(against_image[stage - 1] for stage in out_stages)
         self.out_channels = tuple(stages[stage - 1][-1].out_channels for stage in out_stages)
 
+        # An attention starts as its builder left it.
+        blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
+        of_attention = {part for block in blocks if block.attention for part in block.attention.modules()}
         for module in self.modules():
+            if module in of_attention:
+                continue
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, ResidualBlock):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -65,12 +65,14 @@ def load_backbone(backbone: nn.Module, url: str) -> None:
 def load_backbone_file(backbone: nn.Module, path: Path) -> None:
     """Load the file at `path` (.pth or .safetensors, names as torchvision's) into `backbone`.
 
-    What the file has for stages that the backbone lacks is left out. Raises `DetcliError` when the file can't
-    be read, and when anything else is missing, left over or of another shape.
+    What the file has for stages that the backbone lacks is left out; attention in its blocks, which the file lacks,
+    stays as it is. Raises `DetcliError` when the file can't be read, and when anything else is missing, left over or
+    of another shape.
     """
     weights = {key: value for key, value in _read(path).items() if not _is_unused(key, backbone)}
+    attentions = tuple(_attentions(backbone))
     for key, value in backbone.state_dict().items():
-        if key.endswith(COUNTER) or OFFSETS.match(key):
+        if key.endswith(COUNTER) or OFFSETS.match(key) or key.startswith(attentions):
             weights.setdefault(key, value)
     load_weights(backbone, weights, str(path))
 
@@ -78,6 +80,13 @@ def load_backbone_file(backbone: nn.Module, path: Path) -> None:
 def _is_unused(key: str, backbone: nn.Module) -> bool:
     stage = re.match(r"layer\d+(?=\.)", key)
     return bool(UNUSED.match(key) or (stage and not hasattr(backbone, stage[0])))
+
+
+def _attentions(backbone: nn.Module) -> Iterator[str]:
+    """Yield what the keys begin with of the attention in each block that has one."""
+    for name, module in backbone.named_modules():
+        if attention := getattr(module, "attention_name", ""):
+            yield f"{name}.{attention}."
 
 
 def _read(path: Path) -> dict[str, Tensor]:

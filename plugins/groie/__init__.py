@@ -5,6 +5,9 @@ from detcli.plugin import Part, Plugin, Recipe
 BOXES = {"name": "groie", "output_size": 7}
 MASKS = {"name": "groie", "output_size": 14}
 
+# Synchronised batch norms, and the global context of GCNet (arXiv 1904.11492).
+SYNCBN_GCB = {"norm": "syncbn", "norm_eval": False, "attention": {"name": "context_block", "ratio": 0.25}}
+
 # In a few hundred steps from random weights.
 DEMO = {"demo": {"sched": {"length": 500}}}
 
@@ -28,6 +31,14 @@ plugin = Plugin(
             args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
             under=DEMO,
             summary="boxes and masks from all levels of the pyramid",
+        ),
+        Recipe(
+            "mask_rcnn_syncbn-backbone_r4_gcb_c3-c5_groie",
+            model="mask_rcnn",
+            backbone={"name": "r50", **SYNCBN_GCB},
+            args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
+            under=DEMO,
+            summary="the same, with global context in the backbone",
         ),
     ],
 )

@@ -13,6 +13,7 @@ def mmdet_res2net(group: Group) -> dict[str, Any]:
     group.expect("style", "pytorch")
     group.expect("deep_stem", True)
     group.expect("avg_down", True)
+    group.expect("plugins", None)
     args = {
         **parts.residual_network(group),
         "scales": group.integer("scales", 4, least=2),

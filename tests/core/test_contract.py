@@ -72,6 +72,12 @@ def test_a_small_plugin_keeps_it(small_plugin):
     small_plugin()
 
 
+def test_attention_keeps_the_shape_of_maps(small_plugin):
+    half = "def half(*, in_channels: int):\n    return torch.nn.Conv2d(in_channels, in_channels, 1, 2)\n\n\ndef tiny"
+    with pytest.raises(ContractError, match=r"attention 'half' makes maps \[2, 64, 8, 10\] of maps \[2, 64, 16, 20\]"):
+        small_plugin(('name="kept"', 'name="kept", attentions={"half": ".model:half"}'), ("def tiny", half))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import comparison
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from detcli.config import resolve
-from detcli.structures import Batch
+from detcli.structures import Batch, Detections
 from detcli.zoo.report import CHECKS
 from detcli.zoo.rows import rows
 from detcli.zoo.status import PARITY, digest, parity_cases
@@ -39,6 +40,7 @@ CHOSEN = {
     "mmdet/mask_rcnn/mask_rcnn_x101_32x4d_fpn_1x_coco": "masks, grouped convolutions",
     "mmdet/cascade_rcnn/cascade_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes",
     "mmdet/cascade_rcnn/cascade_mask_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes and masks",
+    "mmdet/gcnet/mask_rcnn_r50_fpn_syncbn-backbone_r4_gcb_c3-c5_1x_coco": "attention in the blocks, synced norms",
     "mmdet/htc/htc_r50_fpn_1x_coco": "boxes and masks in turn, classes of pixels",
     "mmdet/legacy_1.x/cascade_mask_rcnn_r50_fpn_1x_coco_v1": "three stages, of version 1",
     "mmdet/legacy_1.x/mask_rcnn_r50_fpn_1x_coco_v1": "anchors, coder and RoIAlign of version 1",
@@ -156,6 +158,15 @@ def test_every_check_can_fail(folder):
 
 def failed(outcome):
     return [text.partition(":")[0] for text in outcome.wrong]
+
+
+def test_masks_are_compared_in_the_boxes_of_the_reference():
+    upper = (torch.arange(28) < 14).float()[:, None].expand(1, 28, 28)
+    theirs = {"boxes": [[0.0, 0.2, 50.0, 1.2]], "mask_areas": [50], "mask_size": (4, 60)}
+    ours = Detections(torch.tensor([[0.0, 0.7, 50.0, 1.7]]), torch.ones(1), torch.zeros(1).long(), mask_crops=upper)
+    assert comparison._mask_areas(theirs, ours, [(0, 0)]) == ("1 of 1", [])
+    lower = replace(ours, mask_crops=1 - upper)
+    assert comparison._mask_areas(theirs, lower, [(0, 0)]) == ("0 of 1", ["0 pixels for 50"])
 
 
 class Sum(nn.Module):
