@@ -94,11 +94,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The views of one size, and their features [V,C,h,w] of each level where these were kept."""
+    """The views of one size, and the maps [V,C,h,w] that their RoIs are pooled from where these were kept."""
 
     preprocess: Preprocess
     views: list[View]
-    features: tuple[Tensor, ...] | None
+    features: Sequence[Tensor] | None
 
 
 class Augmented:
@@ -139,8 +139,7 @@ class Augmented:
             # Views of one size are one batch, and all that is on the device at a time but for what is kept.
             views, batch = self._views(preprocess, pixels, proposals)
             with autocast(self.device, self.precision):
-                features = self.model.features(batch.images) if again else ()
-                detections = self._boxes(features, batch) if again else self.model(batch)
+                features, detections = self._boxes(batch) if again else ((), self.model(batch))
             found += [view.original(one) for view, one in zip(views, detections, strict=True)]
             spare -= sum(level.nbytes for level in features)
             looked.append(Looked(preprocess, views, features if spare >= 0 else None))
@@ -165,12 +164,12 @@ class Augmented:
         batch = collate(samples, self.config.input.pad_divisor)
         return views, self._normalize(batch, self.config.train.channels_last)
 
-    def _boxes(self, features: tuple[Tensor, ...], batch: Batch) -> list[Detections]:
-        """Return the detections of each view of a two-stage model, without masks and keypoints."""
+    def _boxes(self, batch: Batch) -> tuple[Sequence[Tensor], list[Detections]]:
+        """Return the maps that RoIs of each view are pooled from, and its detections without masks and keypoints."""
         assert isinstance(self.model, TwoStageDetector)
-        proposals = self.model.proposals(features, batch)
-        boxes: list[Detections] = self.model.roi_head.detect_boxes(features, proposals, batch)
-        return boxes
+        levels = self.model.features(batch.images)
+        features = self.model.roi_head.features(levels)
+        return features, self.model.roi_head.detect_boxes(features, self.model.proposals(levels, batch), batch)
 
     def _described(self, merged: Detections, looked: Sequence[Looked], pixels: Pixels) -> Detections:
         """Return merged detections with the masks and keypoints that a two-stage model's heads see in all views."""
@@ -183,7 +182,8 @@ class Augmented:
             with autocast(self.device, self.precision):
                 features = size.features
                 if features is None:
-                    features = self.model.features(self._views(size.preprocess, pixels)[1].images)
+                    levels = self.model.features(self._views(size.preprocess, pixels)[1].images)
+                    features = self.model.roi_head.features(levels)
                 maps: ObjectMaps = self.model.roi_head.object_maps(features, given)
             for place, view in enumerate(size.views):
                 part = slice(place * len(merged), (place + 1) * len(merged))

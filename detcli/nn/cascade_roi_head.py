@@ -211,8 +211,13 @@ class CascadeRoIHead(nn.Module):
         """Return what the mask heads of `stages` say, [R,2S,2S], of rois [R,C,S,S], each for its label of [R]."""
         return [self.mask_head[number](rois, labels) for number in stages]
 
-    def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+    def features(self, levels: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the maps that RoIs are pooled from to detect, of the levels of the pyramid: these themselves."""
+        return levels
+
+    def detect(self, levels: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops where there are heads for them."""
+        features = self.features(levels)
         found = self.detect_boxes(features, proposals, batch)
         masks = self.object_maps(features, found).masks
         if masks is not None:

@@ -286,8 +286,13 @@ class RoIHead(nn.Module):
             losses |= head.losses(own, positives, batch.targets)
         return losses
 
-    def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
+    def features(self, levels: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the maps that RoIs are pooled from to detect, of the levels of the pyramid: these themselves."""
+        return levels
+
+    def detect(self, levels: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
         """Return the detections of each image, with mask crops and keypoints where there are heads for them."""
+        features = self.features(levels)
         found = self.detect_boxes(features, proposals, batch)
         counts = [len(detections) for detections in found]
         maps = self.object_maps(features, found)

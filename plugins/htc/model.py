@@ -23,7 +23,7 @@ from detcli.nn.detector import Trunk
 from detcli.nn.roi_head import RoISample
 from detcli.plugin import BBoxHead, MaskHead, RoIExtractor, Sampler
 from detcli.registry import build
-from detcli.structures import UNLABELLED, Batch, Detections
+from detcli.structures import UNLABELLED, Batch
 
 
 def hybrid_roi_head(
@@ -168,11 +168,9 @@ class HybridRoIHead(CascadeRoIHead):
         losses: dict[str, Tensor] = self.semantic_head.losses(logits, torch.stack(labels))
         return losses | super().losses((*features, hidden), proposals, batch)
 
-    def detect(self, features: Sequence[Tensor], proposals: list[Tensor], batch: Batch) -> list[Detections]:
-        """Return the detections of each image with their mask crops."""
-        if self.semantic_head is not None:
-            features = (*features, self.semantic_head(features)[1])
-        return super().detect(features, proposals, batch)
+    def features(self, levels: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the maps that RoIs are pooled from to detect: the levels, and last that of the pixels' classes."""
+        return levels if self.semantic_head is None else (*levels, self.semantic_head(levels)[1])
 
     def mask_samples(self, number: int, samples: list[RoISample], boxes: Refined, batch: Batch) -> list[RoISample]:
         """Return RoIs that are drawn from the boxes that the stage has refined (section 3.1, interleaved execution)."""

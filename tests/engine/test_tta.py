@@ -248,7 +248,7 @@ def test_the_second_stage_agrees_with_a_straightforward_loop(method, kept_bytes,
         torch.testing.assert_close(merged.keypoints, expected, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("method", ["mask_rcnn", "keypoint_rcnn", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("method", ["mask_rcnn", "keypoint_rcnn", "cascade_mask_rcnn", "htc"])
 def test_a_symmetrical_picture_has_symmetrical_objects(method):
     half = picture(75, 52)
     pixels = np.concatenate([half, half[:, ::-1]], axis=1)
@@ -278,10 +278,9 @@ def test_limits_are_the_models_own_or_those_that_are_set():
     assert tta.merging(resolve("rpn", settings=["model.rpn_head.test_proposals=70"]).config) == (0.7, 70)
 
 
-@pytest.mark.parametrize("method", ["retinanet", "yolact", "rpn", "detr", "htc"])
+@pytest.mark.parametrize("method", ["retinanet", "yolact", "rpn", "detr"])
 def test_methods_of_all_kinds_are_merged(method):
     own = {
-        "htc": [*SLIM, "model.roi_head.semantic=false"],
         "rpn": ["model.neck.out_channels=16", "model.rpn_head.test_proposals=9"],
         "detr": ["model.channels=32", "model.encoder_layers=1", "model.decoder_layers=1"],
         "yolact": ["model.neck.out_channels=32"],

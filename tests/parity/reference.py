@@ -113,7 +113,7 @@ def training_settings(case, model):
         changes = case["train"]["overrides"]
     settings = []
     for key, value in changes.items():
-        if OVERRIDES[key].partition(".")[0] in model:
+        if model.get(OVERRIDES[key].partition(".")[0]) is not None:
             settings.append(f"model.{OVERRIDES[key]}={value}")
     return settings
 
