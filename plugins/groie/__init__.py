@@ -2,8 +2,8 @@
 
 from detcli.plugin import Part, Plugin, Recipe
 
-BOXES = {"name": "groie", "output_size": 7}
-MASKS = {"name": "groie", "output_size": 14}
+SMALL = {"name": "groie", "output_size": 7}
+LARGE = {"name": "groie", "output_size": 14}
 
 # In a few hundred steps from random weights.
 DEMO = {"demo": {"sched": {"length": 500}}}
@@ -18,16 +18,23 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_groie",
             model="faster_rcnn",
-            args={"roi_head": {"roi_extractor": BOXES}},
+            args={"roi_head": {"roi_extractor": SMALL}},
             under=DEMO,
             summary="boxes from all levels of the pyramid",
         ),
         Recipe(
             "mask_rcnn_groie",
             model="mask_rcnn",
-            args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
+            args={"roi_head": {"roi_extractor": SMALL, "mask_roi_extractor": LARGE}},
             under=DEMO,
             summary="boxes and masks from all levels of the pyramid",
+        ),
+        Recipe(
+            "grid_rcnn_groie",
+            model="grid_rcnn",
+            args={"roi_head": {"roi_extractor": SMALL, "grid_roi_extractor": LARGE, "clip": False}},
+            under=DEMO,
+            summary="classes and grids of points from all levels of the pyramid",
         ),
     ],
 )

@@ -40,6 +40,7 @@ CHOSEN = {
     "mmdet/cascade_rcnn/cascade_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes",
     "mmdet/cascade_rcnn/cascade_mask_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes and masks",
     "mmdet/htc/htc_r50_fpn_1x_coco": "boxes and masks in turn, classes of pixels",
+    "mmdet/grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco": "grids of points, of RoIs that are moved at random",
     "mmdet/legacy_1.x/cascade_mask_rcnn_r50_fpn_1x_coco_v1": "three stages, of version 1",
     "mmdet/legacy_1.x/mask_rcnn_r50_fpn_1x_coco_v1": "anchors, coder and RoIAlign of version 1",
     "mmdet/legacy_1.x/retinanet_r50_fpn_1x_coco_v1": "anchors and coder of version 1 in one stage",
