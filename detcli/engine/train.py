@@ -255,6 +255,8 @@ class Run:
             f"{self.rate.total} steps, {self.steps_per_epoch} an epoch",
             soft_wrap=True,
         )
+        if options.precision == "fp16" and self.device.type == "cpu":
+            self.console.print("note: processors compute float16 slowly; --precision bf16 is sooner.", soft_wrap=True)
 
     def _check_evaluator(self) -> None:
         """Say what will not be measured; raise `DetcliError` when the evaluator can't measure the rest."""

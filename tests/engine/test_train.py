@@ -114,11 +114,14 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, console, monkeypatch
     assert [line["iter"] for line in lines(tmp_path / "stopped") if line["kind"] == "eval"] == [4, 6]
 
 
-def test_bf16_trains_in_float32_weights(tmp_path, console):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_in_float32_weights(tmp_path, console, precision):
     # Three levels only: oneDNN leaves gradients in bf16 undefined where a kernel sees nothing but padding.
     sizes = ("data.resize=[[64,64]]", "data.test_resize=[64,64]", "sched.length=1", "model.neck.num_outs=3")
-    evaluation = train(config_of("train.precision=bf16", *sizes), tmp_path / "run", console)
+    evaluation = train(config_of(f"train.precision={precision}", *sizes), tmp_path / "run", console)
     assert "box_AP" in evaluation.metrics
+    said = (tmp_path / "console.txt").read_text()
+    assert ("--precision bf16 is sooner" in said) == (precision == "fp16")
     weights = open_checkpoint(tmp_path / "run" / "last.safetensors").weights()
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 

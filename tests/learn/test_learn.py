@@ -44,6 +44,8 @@ FIGURES = {
     "mask_rcnn_lvis": {"box_AP": 40, "mask_AP": 30},
     "mask_rcnn_cityscapes": {"mask_AP": 30},
     "faster_rcnn_voc": {"box_AP50": 70},
+    "tta": {"box_AP": 50, "mask_AP": 40},
+    "fp16": {"box_AP50": 30},
 }
 SHORT_FIGURES = {
     "rpn": {"prop_AR": 50},
@@ -70,6 +72,7 @@ MORE = {
     # Without anchors, a place in the picture is learned from as many pictures as can be.
     "detr": ("--set", "data.args.train_images=4000"),
     "keypoint_rcnn": ("--set", "data.args.keypoints=true"),
+    "ghm": ("--iters", "1800"),
     # At stride 8, their gradients on a CPU cost more than all the rest.
     "dconv": ("--set", "model.backbone.dcn_stages=[3,4]"),
     "mdconv": ("--set", "model.backbone.dcn_stages=[3,4]"),
@@ -125,10 +128,12 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(runs):
     """Return what names the data on the command line."""
-    if FULL:
-        return ("--data", "shapes")
-    detcli("data", "synth", runs / "shapes", "--train", "2", "--val", "1", "--size", "96", "64", "--keypoints")
-    pictures = runs / "shapes" / "annotations" / "instances_train.json"
+    return ("--data", "shapes") if FULL else two_pictures(runs / "shapes")
+
+
+def two_pictures(folder):
+    detcli("data", "synth", folder, "--train", "2", "--val", "1", "--size", "96", "64", "--keypoints")
+    pictures = folder / "annotations" / "instances_train.json"
     return ("--train", pictures, "--val", pictures)
 
 
@@ -141,11 +146,14 @@ def learn(runs):
         model = MODELS.get(method, (method, "--backbone", "r18"))
         form = MORE.get(method, ()) if FULL else (*SHORT, *LONGER.get(method, ()), *(() if method == "detr" else SLIM))
         detcli("train", *model, "--sched", "demo", "--out", runs / method, *form, *arguments)
-        metrics = json.loads((runs / method / "metrics.json").read_text())
-        figures = {name: metrics[name] for name in LEAST[method]}
-        return figures, round(time.monotonic() - started)
+        return read_figures(method, runs / method), round(time.monotonic() - started)
 
     return run
+
+
+def read_figures(method, folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {name: metrics[name] for name in LEAST[method]}
 
 
 @pytest.fixture
@@ -165,7 +173,15 @@ def learned_rpn(learn, data):
     return learn("rpn", *data)
 
 
-@pytest.mark.parametrize("method", [name for name in LEAST if name not in ("rpn", "fast_rcnn")])
+@pytest.fixture(scope="module")
+def learned_mask_rcnn(learn, data):
+    return learn("mask_rcnn", *data)
+
+
+OWN_TEST = ("rpn", "fast_rcnn", "mask_rcnn", "tta", "fp16")
+
+
+@pytest.mark.parametrize("method", [name for name in LEAST if name not in OWN_TEST])
 def test_method_learns(method, learn, hold, data, tmp_path):
     hold(method, learn(method, *(FORMATS[method](tmp_path) if method in FORMATS else data)))
 
@@ -184,3 +200,28 @@ def test_fast_rcnn_learns_on_proposals_of_rpn(learned_rpn, learn, hold, data, ru
         detcli("predict", runs / "rpn", "--data", source, "--split", split, "--proposals", file)
     settings = ["--set", f"data.proposals={files['train']}", "--set", f"data.val_proposals={files['val']}"]
     hold("fast_rcnn", learn("fast_rcnn", *data, *settings))
+
+
+# One process, so that both have the same model.
+@pytest.mark.xdist_group("mask_rcnn")
+def test_mask_rcnn_learns(learned_mask_rcnn, hold):
+    hold("mask_rcnn", learned_mask_rcnn)
+
+
+if FULL:
+
+    @pytest.mark.xdist_group("mask_rcnn")
+    def test_mirrored_views_find_as_much(learned_mask_rcnn, hold, runs):
+        started = time.monotonic()
+        views = ("--with", "tta", "--set", "eval.tta.scales=[1]")
+        detcli("eval", runs / "mask_rcnn", "--data", "shapes", *views, "--out", runs / "tta")
+        hold("tta", (read_figures("tta", runs / "tta"), round(time.monotonic() - started)))
+
+    def test_float16_learns_two_pictures(hold, runs, tmp_path):
+        """Processors compute float16 a tenth as fast as float32, or slower: of the demo schedule, the short form."""
+        started = time.monotonic()
+        pictures = two_pictures(tmp_path / "shapes")
+        detcli(
+            "train", "fp16", "--backbone", "r18", "--sched", "demo", "--out", runs / "fp16", *SHORT, *SLIM, *pictures
+        )
+        hold("fp16", (read_figures("fp16", runs / "fp16"), round(time.monotonic() - started)))
