@@ -60,6 +60,7 @@ CHOSEN = {
 
 # No document has a row with these configs.
 RECIPES = {
+    "mmdet/grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco": ("grid_rcnn", []),
     "mmdet/faster_rcnn/faster_rcnn_r50_fpn_fp16_1x_coco": ("faster_rcnn", ["train.precision=fp16"]),
     "mmdet/retinanet/retinanet_r50_fpn_fp16_1x_coco": ("retinanet_fp16", []),
 }
