@@ -320,7 +320,9 @@ class Run:
         figures = {"epoch": round(epoch, 3), "lr": current_lr, **meter.read(self.options.precision == "fp16")}
         epochs = math.ceil(self.rate.total / self.steps_per_epoch)
         report.training(step, f"epoch {math.ceil(epoch)}/{epochs}", figures)
-        if not (math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])):
+        # The scale of a loss begins so large that gradients of the first steps overflow: each of them halves it.
+        settling = "grad_norm" not in figures and self.scaler.get_scale() >= 1
+        if not (math.isfinite(figures["loss"]) and (settling or math.isfinite(figures.get("grad_norm", math.nan)))):
             self._refuse(meter)
 
     def _refuse(self, meter: Meter) -> NoReturn:
@@ -499,7 +501,7 @@ class Meter:
 
         The figures are losses and the norm of the gradient, both over all processes, images/s of all, the share of
         time waiting for data and peak memory in GB. With `skips`, steps without a finite gradient were not taken, and
-        do not count unless there is no other.
+        do not count; without any other, there is no norm.
         """
         sums = reduce_mean(torch.stack(list(self.sums.values())).div(len(self.totals)))
         values = torch.cat([sums, torch.stack(self.totals), torch.stack(self.norms).float()]).tolist()
@@ -511,7 +513,7 @@ class Meter:
         images = sum(map(len, self.infos)) * distributed.world_size()
         figures = {
             **dict(zip(self.sums, means, strict=True)),
-            "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+            **({"grad_norm": sum(norms) / len(norms)} if norms else {}),
             "images_per_second": images / elapsed,
             "data_share": self.waited / elapsed,
             "memory_gb": memory_in_use(self.device) / 1e9,

@@ -8,7 +8,7 @@ SIZES = [(1333, side) for side in range(480, 801, 32)]
 # are of stride 8, and there are a few times as many queries as objects.
 DEMO = {
     "demo": {
-        "sched": {"length": 8000},
+        "sched": {"length": 12000},
         "train": {"batch": 16, "ema": 0.998},
         "optim": {"batch": 16, "backbone_lr": 1.0, "clip_norm": 1.0, "weight_decay": 1e-4},
         "data": {"resize": [(80, 64)], "test_resize": (80, 64), "before_resize": []},

@@ -1,6 +1,7 @@
 import copy
 import json
 import resource
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,6 +125,26 @@ def test_half_precision_trains_in_float32_weights(tmp_path, console, precision):
     assert ("--precision bf16 is sooner" in said) == (precision == "fp16")
     weights = open_checkpoint(tmp_path / "run" / "last.safetensors").weights()
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+
+
+HALF = ("train.precision=fp16", "data.resize=[[64,64]]", "data.test_resize=[64,64]", "sched.length=2")
+
+
+def scaled(monkeypatch, scale):
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=scale))
+
+
+def test_gradients_may_overflow_while_the_scale_of_float16_settles(tmp_path, console, monkeypatch):
+    scaled(monkeypatch, 2.0**60)
+    train(config_of(*HALF), tmp_path / "run", console)
+    assert not [line for line in lines(tmp_path / "run") if "grad_norm" in line]
+
+
+def test_gradients_that_overflow_at_any_scale_stop_the_run(tmp_path, console, monkeypatch):
+    scaled(monkeypatch, 1.0)
+    huge = "model.loss_cls={name='focal',weight=1e30}"
+    with pytest.raises(DetcliError, match="the gradient is not finite at iteration 1"):
+        train(config_of(*HALF, huge), tmp_path / "run", console)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_its_pictures(tmp_path, console):

@@ -69,8 +69,8 @@ MODELS = {"res2net": ("faster_rcnn", "--backbone", "res2net50")}
 """What is trained for a paper that brings a backbone alone."""
 
 MORE = {
-    # Without anchors, a place in the picture is learned from as many pictures as can be.
-    "detr": ("--set", "data.args.train_images=4000"),
+    # Without anchors, a place in the picture is learned from as many pictures as can be; drawn as small as it sees them.
+    "detr": ("--set", "data.args.train_images=4000", "--set", "data.args.size=[80,64]"),
     "keypoint_rcnn": ("--set", "data.args.keypoints=true"),
     "ghm": ("--iters", "1800"),
     # At stride 8, their gradients on a CPU cost more than all the rest.
