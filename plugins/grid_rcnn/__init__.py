@@ -7,7 +7,7 @@ from detcli.published import CASCADE_RPN_HEAD
 DEMO = {
     "demo": {
         "sched": {"length": 500},
-        "model": {"roi_head": {"grid_convs": 4, "point_channels": 32}},
+        "model": {"roi_head": {"grid_convs": 2, "point_channels": 16}},
     }
 }
 
