@@ -250,12 +250,13 @@ def _check_step(where: str, recipe: Recipe, *overlays: Overlay) -> None:
 
 
 def _small_config(recipe: Recipe, *overlays: Overlay) -> dict[str, Any]:
-    """Return the model of a recipe under overlays with ResNet-18, a slim neck and no score threshold, where it has
-    these.
+    """Return the model of a recipe under overlays with ResNet-18, a slim neck, no score threshold and boxes cut at the
+    borders of images (`clip`), where it has these.
     """
     laid = [overlay.name for overlay in overlays]
     model = resolve(recipe.name, overlays=laid).config.model
-    settings = [f"model.{key}=0.0" for key in leaves(model) if key.rpartition(".")[2] == "score_threshold"]
+    changed = {"score_threshold": "0.0", "clip": "true"}
+    settings = [f"model.{key}={changed[last]}" for key in leaves(model) if (last := key.rpartition(".")[2]) in changed]
     if isinstance(model.get("neck"), dict) and "out_channels" in model["neck"]:
         settings.append("model.neck.out_channels=64")
     backbone = model.get("backbone")

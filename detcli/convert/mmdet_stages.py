@@ -36,6 +36,22 @@ def box_head(
     class_agnostic: bool = False,
 ) -> dict[str, Any]:
     """Return a head of classes and boxes, with a box coder of deviations `stds`, on what an RoI extractor gives it."""
+    layers = class_head(head, extractor)
+    if head.flag("reg_class_agnostic", False) != class_agnostic:
+        raise head.unsupported("reg_class_agnostic")
+    head.expect("with_reg", True)
+    head.expect("reg_predictor_cfg", {"type": "Linear"})
+    return {
+        **layers,
+        "name": "conv_fc",
+        "loss_bbox": parts.loss(head, "loss_bbox", {"type": "SmoothL1Loss"}),
+        "decode_before_loss": head.flag("reg_decoded_bbox", False),
+        "coder_style": parts.coder_style(head, stds),
+    }
+
+
+def class_head(head: Group, extractor: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a head of classes, or of classes and boxes, on what an RoI extractor gives it."""
     layers = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}
     if head.kind not in layers:
         raise head.unsupported("type")
@@ -44,22 +60,14 @@ def box_head(
     head.expect("num_shared_convs", convs)
     head.expect("num_shared_fcs", fcs)
     norm = parts.conv_norm(head)
-    if head.flag("reg_class_agnostic", False) != class_agnostic:
-        raise head.unsupported("reg_class_agnostic")
     head.expect("with_avg_pool", False)
     head.expect("with_cls", True)
-    head.expect("with_reg", True)
-    head.expect("reg_predictor_cfg", {"type": "Linear"})
     head.expect("cls_predictor_cfg", {"type": "Linear"})
     head.ignore("in_channels", "num_classes", "conv_out_channels", "init_cfg")
     return {
-        "name": "conv_fc",
         **({"convs": convs, "fcs": fcs, "norm": norm} if convs else {}),
         "channels": head.integer("fc_out_channels", 1024),
         "loss_cls": parts.loss(head, "loss_cls", {"type": "CrossEntropyLoss"}),
-        "loss_bbox": parts.loss(head, "loss_bbox", {"type": "SmoothL1Loss"}),
-        "decode_before_loss": head.flag("reg_decoded_bbox", False),
-        "coder_style": parts.coder_style(head, stds),
     }
 
 

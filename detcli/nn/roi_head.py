@@ -46,7 +46,9 @@ class RoISample:
 
     def possible_positives(self) -> RoISample:
         """Return the rows of `positive_rows`."""
-        rows = self.positive_rows()
+        return self[self.positive_rows()]
+
+    def __getitem__(self, rows: Tensor | slice) -> RoISample:
         return RoISample(
             self.boxes[rows],
             self.objects[rows],
@@ -66,11 +68,58 @@ class ObjectMaps:
     keypoints: Tensor | None = None
 
 
-class BBoxHead(nn.Module):
-    """Classes and boxes of RoIs, from convolutions (Wu and He 2018, section 4.2) and fully connected layers.
+class RoILayers(nn.Module):
+    """What a head of RoIs begins with: convolutions (Wu and He 2018, section 4.2), then fully connected layers.
 
-    Without the latter (`num_fcs` 0), from the mean of each RoI's features (ResNet, appendix A). There is a box for
-    each class, or one for all of them with `class_agnostic`.
+    Without the latter (`num_fcs` 0), the mean of each RoI's features (ResNet, appendix A). What it returns has `width`
+    channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        roi_size: int,
+        *,
+        channels: int,
+        num_convs: int = 0,
+        num_fcs: int = 2,
+        norm: Norm | Literal["none"] = "none",
+    ) -> None:
+        super().__init__()
+        self.shared_convs = nn.ModuleList(ConvNorm(in_channels, in_channels, 3, norm=norm) for _ in range(num_convs))
+        widths = [in_channels * roi_size**2] + [channels] * num_fcs
+        self.shared_fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        xavier_init(self.shared_fcs)
+        self.width = channels if num_fcs else in_channels
+        self.roi_size = roi_size
+
+    def hidden(self, rois: Tensor) -> Tensor:
+        """Return [R,width] of rois [R,C,S,S]."""
+        hidden = rois
+        for conv in self.shared_convs:
+            hidden = conv(hidden)
+        if not self.shared_fcs:
+            hidden = hidden.mean((2, 3))
+        for layer in self.shared_fcs:
+            hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
+        return hidden.flatten(1)
+
+    def prepare_detection(self) -> None:
+        """Make the first layer a convolution as large as the RoIs, which reads them as they lie in memory."""
+        if not self.shared_fcs:
+            return
+        dense = self.shared_fcs[0]
+        assert isinstance(dense, nn.Linear)
+        size = self.roi_size
+        conv = nn.Conv2d(dense.in_features // size**2, dense.out_features, size, device="meta")
+        conv.weight = nn.Parameter(dense.weight.detach().view(conv.weight.shape), requires_grad=False)
+        conv.bias = dense.bias
+        self.shared_fcs[0] = conv
+
+
+class BBoxHead(RoILayers):
+    """Classes and boxes of RoIs. There is a box for each class, or one for all of them with `class_agnostic`.
+
     `decode_before_loss` gives the loss boxes in pixels in place of deltas, for losses of overlaps.
     """
 
@@ -90,17 +139,11 @@ class BBoxHead(nn.Module):
         class_agnostic: bool = False,
         decode_before_loss: bool,
     ) -> None:
-        super().__init__()
-        self.shared_convs = nn.ModuleList(ConvNorm(in_channels, in_channels, 3, norm=norm) for _ in range(num_convs))
-        widths = [in_channels * roi_size**2] + [channels] * num_fcs
-        self.shared_fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        width = channels if num_fcs else in_channels
-        self.fc_cls = nn.Linear(width, num_classes + 1)
-        self.fc_reg = nn.Linear(width, 4 if class_agnostic else num_classes * 4)
-        xavier_init(self.shared_fcs)
+        super().__init__(in_channels, roi_size, channels=channels, num_convs=num_convs, num_fcs=num_fcs, norm=norm)
+        self.fc_cls = nn.Linear(self.width, num_classes + 1)
+        self.fc_reg = nn.Linear(self.width, 4 if class_agnostic else num_classes * 4)
         normal_init(self.fc_cls, std=0.01)
         normal_init(self.fc_reg, std=0.001)
-        self.roi_size = roi_size
         self.num_classes = num_classes
         self.box_coder = box_coder
         self.loss_cls = loss_cls
@@ -112,27 +155,8 @@ class BBoxHead(nn.Module):
 
         Those of a `class_agnostic` head are [R,1,4].
         """
-        hidden = rois
-        for conv in self.shared_convs:
-            hidden = conv(hidden)
-        if not self.shared_fcs:
-            hidden = hidden.mean((2, 3))
-        for layer in self.shared_fcs:
-            hidden = functional.relu(layer(hidden) if isinstance(layer, nn.Conv2d) else layer(hidden.flatten(1)))
-        hidden = hidden.flatten(1)
+        hidden = self.hidden(rois)
         return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
-
-    def prepare_detection(self) -> None:
-        """Make the first layer a convolution as large as the RoIs, which reads them as they lie in memory."""
-        if not self.shared_fcs:
-            return
-        dense = self.shared_fcs[0]
-        assert isinstance(dense, nn.Linear)
-        size = self.roi_size
-        conv = nn.Conv2d(dense.in_features // size**2, dense.out_features, size, device="meta")
-        conv.weight = nn.Parameter(dense.weight.detach().view(conv.weight.shape), requires_grad=False)
-        conv.bias = dense.bias
-        self.shared_fcs[0] = conv
 
     def losses(self, logits: Tensor, deltas: Tensor, samples: list[RoISample]) -> dict[str, Tensor]:
         """Return loss_cls and loss_bbox of what was predicted for sampled RoIs, both divided by their number."""

@@ -44,13 +44,14 @@ class RandomSampler:
     def __call__(self, assignment: Assignment, seed: Tensor | None = None) -> Sample:
         """Return K = min(num, candidates) rows, drawn from the image's own `seed`, int64, or from torch's generator.
 
+        Positives are in the order in which they were drawn, and so are negatives: some first ones are a draw, too.
         With a seed, the draw is the same on every device and in any number of processes.
         """
         gt_index = assignment.gt_index
         count = len(gt_index)
         limit = min(int(self.num * self.positive_fraction), count)
         total = min(self.num, count)
-        order = torch.rand(count, device=gt_index.device) if seed is None else uniform(seed, count)
+        order = draw(seed, count, gt_index.device)
         positives, is_positive = _first(gt_index >= 0, order, limit)
         negatives, is_negative = _first(gt_index == NEGATIVE, order, total)
 
@@ -76,6 +77,11 @@ def hardest(losses: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
     ranked = losses.detach().float().masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True)
     chosen = torch.arange(losses.shape[1], device=losses.device) < counts[:, None]
     return torch.zeros_like(candidates).scatter(1, ranked, chosen) & candidates
+
+
+def draw(seed: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """Return random numbers [count] in 0..1: `uniform` of the `seed`, or without one of torch's generator."""
+    return torch.rand(count, device=device) if seed is None else uniform(seed, count)
 
 
 def uniform(seed: Tensor, count: int) -> Tensor:

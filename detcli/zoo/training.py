@@ -26,6 +26,7 @@ LEGACY = "legacy_1_x"
 
 MEANINGS = {
     "fcos": {"gn-head": "", "center-normbbox-centeronreg-giou": "tricks", "640-800": "mstrain"},
+    "grid_rcnn": {"gn-head": ""},
     "yolact": {"8x8": "8gpu"},
     "lvis": {"sample1e-3": "", "mstrain": ""},
     "voc": {"voc0712": ""},

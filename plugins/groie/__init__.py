@@ -2,8 +2,8 @@
 
 from detcli.plugin import Part, Plugin, Recipe
 
-BOXES = {"name": "groie", "output_size": 7}
-MASKS = {"name": "groie", "output_size": 14}
+SMALL = {"name": "groie", "output_size": 7}
+LARGE = {"name": "groie", "output_size": 14}
 
 # Synchronised batch norms, and the global context of GCNet (arXiv 1904.11492).
 SYNCBN_GCB = {"norm": "syncbn", "norm_eval": False, "attention": {"name": "context_block", "ratio": 0.25}}
@@ -21,14 +21,14 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_groie",
             model="faster_rcnn",
-            args={"roi_head": {"roi_extractor": BOXES}},
+            args={"roi_head": {"roi_extractor": SMALL}},
             under=DEMO,
             summary="boxes from all levels of the pyramid",
         ),
         Recipe(
             "mask_rcnn_groie",
             model="mask_rcnn",
-            args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
+            args={"roi_head": {"roi_extractor": SMALL, "mask_roi_extractor": LARGE}},
             under=DEMO,
             summary="boxes and masks from all levels of the pyramid",
         ),
@@ -36,9 +36,16 @@ plugin = Plugin(
             "mask_rcnn_syncbn-backbone_r4_gcb_c3-c5_groie",
             model="mask_rcnn",
             backbone={"name": "r50", **SYNCBN_GCB},
-            args={"roi_head": {"roi_extractor": BOXES, "mask_roi_extractor": MASKS}},
+            args={"roi_head": {"roi_extractor": SMALL, "mask_roi_extractor": LARGE}},
             under=DEMO,
             summary="the same, with global context in the backbone",
+        ),
+        Recipe(
+            "grid_rcnn_groie",
+            model="grid_rcnn",
+            args={"roi_head": {"roi_extractor": SMALL, "grid_roi_extractor": LARGE, "clip": False}},
+            under=DEMO,
+            summary="classes and grids of points from all levels of the pyramid",
         ),
     ],
 )

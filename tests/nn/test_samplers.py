@@ -53,6 +53,14 @@ def test_large_number_takes_everything():
     assert sample.index[sample.valid].sort().values.tolist() == (given.gt_index != IGNORED).nonzero()[:, 0].tolist()
 
 
+def test_the_first_rows_are_drawn_at_random_too():
+    given = assignment(40, 300)
+    sampler = random(num=100000, positive_fraction=0.25)
+    first = [sampler(given, torch.tensor(seed)).gt_index[:10] for seed in range(200)]
+    counts = torch.bincount(torch.cat(first), minlength=40)  # 50 of each are expected, give or take 6
+    assert 25 < counts.min() < counts.max() < 75
+
+
 def test_negatives_are_bounded_by_positives():
     sampler = random(num=256, positive_fraction=0.5, negative_ratio=3)
     assert counts(sampler(assignment(5, 500))) == (5, 15)

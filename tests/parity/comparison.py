@@ -1,5 +1,6 @@
 """The comparison of a converted checkpoint with what its own code base computed."""
 
+import importlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from unittest import mock
@@ -16,7 +17,7 @@ from detcli.engine.checkpoint import open_checkpoint
 from detcli.engine.model import Normalizer, build_model
 from detcli.errors import DetcliError
 from detcli.eval.results import mask_regions
-from detcli.nn import roi_head
+from detcli.nn import roi_head, samplers
 from detcli.nn.boxes import pairwise_iou
 from detcli.nn.weights import load_weights
 from detcli.structures import ImageInfo
@@ -86,11 +87,32 @@ def compare(case, folder):
         model = _loaded(revise(checkpoint.config, settings=settings), len(checkpoint.classes), weights)
     # Our objects are of pixels: where a case has the loss of polygons alone, its targets are drawn as its code does.
     crop = reference.polygon_crops(case) if reference.has_polygons(case) else roi_head.crop_masks
-    with mock.patch.object(roi_head, "crop_masks", crop):
+    with mock.patch.object(roi_head, "crop_masks", crop), _drawn_as_in(case):
         losses = backward(model, batch)
         outcome.note("losses", *_differences(losses, reference.losses(case), LOSS_TOLERANCE))
         outcome.note("gradients", *gradients(case, model, batch))
     return outcome
+
+
+@contextmanager
+def _drawn_as_in(case):
+    """Have the jitter of Grid R-CNN's RoIs drawn as in `case`: the first numbers of seed 0, RoIs as they come.
+
+    Its samplers take everything, and then in the order of candidates.
+    """
+
+    def in_order(seed, count, device):
+        return torch.arange(count, device=device) / count
+
+    def first_numbers(seed, count, device):
+        return torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
+
+    if "losses_nojitter" not in case:
+        yield
+        return
+    grid = importlib.import_module("detcli.plugins.grid_rcnn.model")
+    with mock.patch.object(samplers, "draw", in_order), mock.patch.object(grid, "draw", first_numbers):
+        yield
 
 
 def config_of(case):

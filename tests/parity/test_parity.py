@@ -42,6 +42,7 @@ CHOSEN = {
     "mmdet/cascade_rcnn/cascade_mask_rcnn_r50_caffe_fpn_1x_coco": "three stages of boxes and masks",
     "mmdet/gcnet/mask_rcnn_r50_fpn_syncbn-backbone_r4_gcb_c3-c5_1x_coco": "attention in the blocks, synced norms",
     "mmdet/htc/htc_r50_fpn_1x_coco": "boxes and masks in turn, classes of pixels",
+    "mmdet/grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco": "grids of points, of RoIs that are moved at random",
     "mmdet/legacy_1.x/cascade_mask_rcnn_r50_fpn_1x_coco_v1": "three stages, of version 1",
     "mmdet/legacy_1.x/mask_rcnn_r50_fpn_1x_coco_v1": "anchors, coder and RoIAlign of version 1",
     "mmdet/legacy_1.x/retinanet_r50_fpn_1x_coco_v1": "anchors and coder of version 1 in one stage",
@@ -61,6 +62,7 @@ CHOSEN = {
 
 # No document has a row with these configs.
 RECIPES = {
+    "mmdet/grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco": ("grid_rcnn", []),
     "mmdet/faster_rcnn/faster_rcnn_r50_fpn_fp16_1x_coco": ("faster_rcnn", ["train.precision=fp16"]),
     "mmdet/retinanet/retinanet_r50_fpn_fp16_1x_coco": ("retinanet_fp16", []),
 }
