@@ -38,6 +38,8 @@ FIGURES = {
     "pafpn": {"box_AP": 40},
     "mask_rcnn_groie": {"box_AP": 40, "mask_AP": 30},
     "res2net": {"box_AP": 40},
+    "gcb": {"box_AP": 40, "mask_AP": 30},
+    "grid_rcnn": {"box_AP": 40},
     "dconv": {"box_AP": 40},
     "mdconv": {"box_AP": 40},
     "instaboost": {"box_AP": 40, "mask_AP": 30},
@@ -69,7 +71,7 @@ MODELS = {"res2net": ("faster_rcnn", "--backbone", "res2net50")}
 """What is trained for a paper that brings a backbone alone."""
 
 MORE = {
-    # Without anchors, a place in the picture is learned from as many pictures as can be; drawn as small as it sees them.
+    # Without anchors, places are learned from as many pictures as can be; they are drawn as small as it sees them.
     "detr": ("--set", "data.args.train_images=4000", "--set", "data.args.size=[80,64]"),
     "keypoint_rcnn": ("--set", "data.args.keypoints=true"),
     "ghm": ("--iters", "1800"),
