@@ -171,7 +171,10 @@ class BBoxHead(RoILayers):
         if self.decode_before_loss:
             predicted, goals = self.box_coder.decode(boxes, predicted.float()), objects
         else:
-            goals = self.box_coder.encode(boxes, objects)
+            # A negative can have no area, as what a stage made of an RoI, and then no logarithm of its sides.
+            unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
+            own, aims = (torch.where(positive[:, None], part, unit) for part in (boxes, objects))
+            goals = self.box_coder.encode(own, aims)
         return {
             "loss_cls": self.loss_cls(logits, labels, valid, count),
             "loss_bbox": self.loss_bbox(predicted, goals, positive, count),

@@ -115,6 +115,16 @@ def test_decoded_boxes_lose_nothing_where_they_are_the_objects():
     assert float(head.losses(features, [beside], batch)["loss_bbox"]) == pytest.approx((1 - 28 / 36) / 2)
 
 
+@pytest.mark.parametrize("decode", [False, True])
+def test_an_roi_without_area_is_background_and_leaves_losses_finite(decode):
+    head, features, batch = make_head(decode=decode), make_features(), make_batch(masks=False)
+    flat = torch.tensor([[50.0, 10.0, 50.0, 10.0], [8.0, 9.0, 30.0, 9.0]])
+    losses = head.losses(features, [flat, flat], batch)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert all(p.grad.isfinite().all() for p in head.bbox_head.parameters())
+
+
 def test_mask_loss_is_the_mean_over_positives():
     head, features, batch = make_head(masks=True), make_features(), make_batch()
     torch.manual_seed(0)
