@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from detcli.errors import DetcliError, unknown
+from detcli.errors import DetcliError, UsageError, unknown
 from detcli.plugin import PART_SLOTS, Overlay, Part, PartConfig, Plugin, Recipe
 
 GROUP = "detcli.plugins"
@@ -129,7 +129,7 @@ def build(slot: str, config: PartConfig, **context: Any) -> Any:
 
     Arguments come from the part's presets, then from `context` (what the part must know of its surroundings;
     a builder gets those that it has arguments for), then from `config`. Raises `UsageError` for an unknown
-    name or argument.
+    name or argument, and for a part that needs more than it is given.
     """
     name, given = split(config)
     part = find(slot, name)
@@ -139,7 +139,11 @@ def build(slot: str, config: PartConfig, **context: Any) -> Any:
         if key not in known:
             raise unknown(f"argument of {singular(slot)} {name!r}", key, known)
     passed = {key: value for key, value in context.items() if key in known}
-    return builder(**{**part.args, **passed, **given})
+    arguments = {**part.args, **passed, **given}
+    lacking = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in arguments]
+    if lacking:
+        raise UsageError(f"{singular(slot)} {name!r} needs {', '.join(lacking)}, which it is not given here.")
+    return builder(**arguments)
 
 
 @cache

@@ -78,7 +78,8 @@ def standard_roi_head(
 
     Without an extractor of their own, masks and keypoints come from the features that boxes come from.
 
-    Raises `UsageError` when RoIs go through a shared head, and boxes through fully connected layers, too.
+    Raises `UsageError` when RoIs go through a shared head, and boxes through fully connected layers, too, or the head
+    of boxes has none.
     """
     extractor = trunk.roi_extractor(roi_extractor)
     boxes = build(
@@ -90,6 +91,8 @@ def standard_roi_head(
         stds=(0.1, 0.1, 0.2, 0.2),
         class_agnostic=False,
     )
+    if not isinstance(boxes, second_stage.BBoxHead):
+        raise UsageError("this second stage has a head of classes and boxes: `--set model.roi_head.bbox_head=conv_fc`.")
     if trunk.shared_head is not None and len(boxes.shared_fcs):
         raise UsageError(
             "with a shared head, boxes come from the mean of what it says of an RoI: "

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import torch
 
 from detcli.config import resolve
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
 from detcli.registry import build
 from detcli.structures import Batch
 from detcli.testing import random_batch
@@ -48,6 +50,19 @@ def test_given_proposals_stand_in_place_of_an_rpn():
     batch.targets = None
     with pytest.raises(DetcliError, match="takes its proposals from a file"):
         model(batch)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.roi_head.mask_head=htc", "mask head 'htc' needs takes_previous, which it is not given here"),
+        ("model.roi_head.bbox_head=conv_fc_cls", "`--set model.roi_head.bbox_head=conv_fc`"),
+        ("model.shared_head=true", "`--set model.roi_head.bbox_head.fcs=0`"),
+    ],
+)
+def test_heads_of_other_second_stages_are_refused(setting, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        make(setting)
 
 
 def test_a_shared_head_gives_boxes_and_masks_the_same_features():
