@@ -255,8 +255,9 @@ def _small_config(recipe: Recipe, *overlays: Overlay) -> dict[str, Any]:
     """
     laid = [overlay.name for overlay in overlays]
     model = resolve(recipe.name, overlays=laid).config.model
-    changed = {"score_threshold": "0.0", "clip": "true"}
-    settings = [f"model.{key}={changed[last]}" for key in leaves(model) if (last := key.rpartition(".")[2]) in changed]
+    own = {key: (key.rpartition(".")[2], value) for key, value in leaves(model).items()}
+    settings = [f"model.{key}=0.0" for key, (last, _) in own.items() if last == "score_threshold"]
+    settings += [f"model.{key}=true" for key, (last, value) in own.items() if last == "clip" and value is False]
     if isinstance(model.get("neck"), dict) and "out_channels" in model["neck"]:
         settings.append("model.neck.out_channels=64")
     backbone = model.get("backbone")
