@@ -260,7 +260,9 @@ def resolve(
     for overlay in chosen:
         below.append((f"overlay {overlay.name}", _fitting(overlay, _apply(below).expanded()[0]["model"])))
     below += [*asked, *([schedule] if sched else [])]
-    below += [(schedule[0], {"model": _present(_apply(below).expanded()[0]["model"], sched_model)}), under]
+    if sched_model:
+        below.append((schedule[0], {"model": _present(_apply(below).expanded()[0]["model"], sched_model)}))
+    below.append(under)
 
     # What comes with the parts, and what random weights need, depends on the parts and weights that all
     # layers choose.

@@ -72,14 +72,12 @@ def cascade_stages(
     return [
         CascadeStage(
             extractors[number],
-            build(
-                "bbox_heads",
+            trunk.bbox_head(
                 bbox_head,
-                in_channels=trunk.roi_channels,
                 num_classes=num_classes,
                 roi_size=extractors[number].output_size,
-                stds=deviations,
                 class_agnostic=True,
+                stds=deviations,
             ),
             max_iou(positive=iou, negative=iou, min_positive=iou, match_low_quality=match_low_quality),
             build("samplers", sampler) if resample or number == 0 else EVERYTHING,

@@ -31,6 +31,26 @@ class Trunk:
         """Build what proposes boxes from the maps."""
         return build("rpn_heads", part, in_channels=self.channels, strides=self.strides)
 
+    def bbox_head(
+        self,
+        part: PartConfig,
+        *,
+        num_classes: int,
+        roi_size: int,
+        class_agnostic: bool,
+        stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
+    ) -> Any:
+        """Build what finds the classes and boxes of RoIs of `roi_size`; `stds` are those of its box coder."""
+        return build(
+            "bbox_heads",
+            part,
+            in_channels=self.roi_channels,
+            num_classes=num_classes,
+            roi_size=roi_size,
+            stds=stds,
+            class_agnostic=class_agnostic,
+        )
+
     def roi_extractor(self, part: PartConfig) -> Any:
         """Build what takes the features of RoIs from the maps."""
         return build("roi_extractors", part, in_channels=self.channels, strides=self.strides)

@@ -82,15 +82,7 @@ def standard_roi_head(
     of boxes has none.
     """
     extractor = trunk.roi_extractor(roi_extractor)
-    boxes = build(
-        "bbox_heads",
-        bbox_head,
-        in_channels=trunk.roi_channels,
-        num_classes=num_classes,
-        roi_size=extractor.output_size,
-        stds=(0.1, 0.1, 0.2, 0.2),
-        class_agnostic=False,
-    )
+    boxes = trunk.bbox_head(bbox_head, num_classes=num_classes, roi_size=extractor.output_size, class_agnostic=False)
     if not isinstance(boxes, second_stage.BBoxHead):
         raise UsageError("this second stage has a head of classes and boxes: `--set model.roi_head.bbox_head=conv_fc`.")
     if trunk.shared_head is not None and len(boxes.shared_fcs):

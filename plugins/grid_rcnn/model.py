@@ -78,15 +78,7 @@ def grid_roi_head(
             f"the features of a grid are halved, and {grid_extractor.output_size} is odd: "
             "`--set model.roi_head.grid_roi_extractor.output_size=14`."
         )
-    classes = build(
-        "bbox_heads",
-        bbox_head,
-        in_channels=trunk.channels,
-        num_classes=num_classes,
-        roi_size=extractor.output_size,
-        stds=(0.1, 0.1, 0.2, 0.2),
-        class_agnostic=True,
-    )
+    classes = trunk.bbox_head(bbox_head, num_classes=num_classes, roi_size=extractor.output_size, class_agnostic=True)
     if not isinstance(classes, ClassHead):
         raise UsageError(
             "boxes come from grids, classes from a head of their own: `--set model.roi_head.bbox_head=conv_fc_cls`."
