@@ -266,13 +266,13 @@ def resolve(
 
     # What comes with the parts, and what random weights need, depends on the parts and weights that all
     # layers choose.
-    first = _apply([*below, *given])
-    expanded, _ = first.expanded()
-    around = _part_configs("models", expanded["model"])
-    words = {FLAG, SETTING, *(origin for origin, _ in asked)}
-    random = _random_weights(first, expanded, words) if expanded.get("weights") == "none" else []
-    tree = _apply([*around, *below, *random, *given])
+    tree = _apply([*below, *given])
     values, origins = tree.expanded()
+    around = list(_part_configs("models", values["model"]))
+    words = {FLAG, SETTING, *(origin for origin, _ in asked)}
+    random = _random_weights(tree, values, words) if values.get("weights") == "none" else []
+    if around or random:
+        values, origins = _apply([*around, *below, *random, *given]).expanded()
     config = _validated(values, origins)
     return Resolved(config, {key: origins.get(key, DEFAULT) for key in leaves(config.model_dump())})
 

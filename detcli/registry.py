@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 from detcli.errors import DetcliError, UsageError, unknown
@@ -64,9 +65,10 @@ def plugins() -> dict[str, Found]:
     return found
 
 
-def names(slot: str) -> dict[str, str]:
+@cache
+def names(slot: str) -> Mapping[str, str]:
     """Return the names in `slot` (one of `SLOTS`), sorted, each with the name of its plugin."""
-    return {name: plugin for name, (plugin, _) in sorted(_index(slot).items())}
+    return MappingProxyType({name: plugin for name, (plugin, _) in sorted(_index(slot).items())})
 
 
 def singular(slot: str) -> str:

@@ -22,8 +22,9 @@ STATUSES = ("listed", "builds", "converts", "verified")
 """In their order; each needs the one before.
 
 listed: its row is data here. builds: a command builds its model, which differs from the row's in nothing but its
-training. converts: its weights are linked, and there are rules for their names. verified: a model of this config,
-converted from its origin's own file format, gives the numbers that the origin's code gave (`nox -s parity`).
+training; of a row that compares backbones, the backbone. converts: its weights are linked, and there are rules for
+their names. verified: a model of this config, converted from its origin's own file format, gives the numbers that the
+origin's code gave (`nox -s parity`).
 """
 
 CONVERTERS = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy-v1", "mmdet-v2": "mmdet"}
@@ -81,10 +82,17 @@ def _chosen(slot: str, config: PartConfig) -> dict[str, Any]:
         values = [given[parameter.name], None if default is REQUIRED else default]
         if parameter.slot:
             values = [value if value is None else _chosen(parameter.slot, value) for value in values]
-        value, usual = (json.loads(json.dumps(value)) for value in values)
+        value, usual = map(_as_json, values)
         if value != usual:
             chosen[parameter.name] = value
     return chosen
+
+
+def _as_json(value: Any) -> Any:
+    """Return `value` as JSON reads it again, with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _has_rules(source: str, model: str) -> bool:

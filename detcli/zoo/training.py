@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -53,12 +54,19 @@ TAKES_PROPOSALS = "fast"
 
 DEFAULT_BACKBONE = "r50"
 
+CLASSIFIER = "classifier"
+"""The model of rows that compare backbones alone, by how they classify ImageNet."""
+
+OF_BACKBONES = "faster_rcnn"
+"""The recipe whose model is built with the backbone of such a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """The command that trains like a row, and what of the row it does not have; or what is missing for one.
 
-    `config` is what the command resolves to; `exact`: its model is the row's, whatever differs in its training.
+    `config` is what the command resolves to; `exact`: its model is the row's, whatever differs in its training. The
+    model of a row that compares backbones is the backbone.
     """
 
     command: str = ""
@@ -74,6 +82,8 @@ def training(row: Row) -> Training:
     The command's config is resolved, without torch, so that it is valid; where its schedule is another than the row's,
     or its recipe does not say all that the name of the row's config says, that is among what `differs`.
     """
+    if row.model == CLASSIFIER:
+        return _of_backbone(row)
     overlay = row.method if row.method in names("overlays") else ""
     recipes = _recipes(row)
     if not overlay and not recipes:
@@ -113,15 +123,27 @@ def training(row: Row) -> Training:
     return Training(" ".join(words), tuple(_differences(row, config, left)), config=config, exact=exact)
 
 
+def _of_backbone(row: Row) -> Training:
+    """Return how to train a detector with the backbone of a row that is of nothing else."""
+    if row.backbone not in names("backbones"):
+        return Training(missing=f"there is no backbone {row.backbone} yet")
+    return Training(
+        f"detcli train {OF_BACKBONES} --backbone {row.backbone} --data path/to/coco",
+        (f"the row's figures are of a classifier of {row.dataset}; this is a detector with the same backbone",),
+        config=resolve(OF_BACKBONES, backbone=row.backbone).config,
+        exact=True,
+    )
+
+
 def _recipes(row: Row) -> list[Recipe]:
     """Return the recipes for the row's model: those of the row's plugin, where that brings models of its own.
 
     A row of a dataset's paper, or of older settings, is trained by a recipe of its model that is named after them.
     """
-    found = {name: find_recipe(name) for name in names("recipes")}
-    fitting = {name: recipe for name, recipe in found.items() if (recipe.model or name) == row.model}
+    plugin_of = names("recipes")
+    fitting = {name: recipe for name in plugin_of if ((recipe := find_recipe(name)).model or name) == row.model}
     if row.method in names("models").values():
-        fitting = {name: recipe for name, recipe in fitting.items() if names("recipes")[name] == row.method}
+        fitting = {name: recipe for name, recipe in fitting.items() if plugin_of[name] == row.method}
     elif row.method not in names("overlays") and row.method not in plugins():
         after = SETTINGS_OF["mmdet-v0"] if row.method == LEGACY else _dataset(row)
         fitting = {name: recipe for name, recipe in fitting.items() if after in _words(name)}
@@ -232,9 +254,10 @@ def _fit(recipe: Recipe, row: Row, said: set[str]) -> tuple[bool, int, bool, int
     )
 
 
-def _words(name: str) -> list[str]:
+@cache
+def _words(name: str) -> tuple[str, ...]:
     """Return the words of a name, in small letters; ``R_50`` is one, ``r50``."""
-    return re.sub(r"(?<![a-z0-9])([rx])[_-](?=\d)", r"\1", name.lower()).split("_")
+    return tuple(re.sub(r"(?<![a-z0-9])([rx])[_-](?=\d)", r"\1", name.lower()).split("_"))
 
 
 def _backbone(recipe: Recipe, overlay: str, row: Row, said: set[str]) -> str:

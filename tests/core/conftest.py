@@ -102,6 +102,7 @@ def plugin_package(tmp_path, monkeypatch):
 def _forget():
     registry.plugins.cache_clear()
     registry._index.cache_clear()
+    registry.names.cache_clear()
     signature.read.cache_clear()
 
 

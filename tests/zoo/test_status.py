@@ -47,9 +47,26 @@ def test_every_row_that_builds_is_a_model_with_nothing_allocated():
         if key not in built:
             with torch.device("meta"):
                 built[key] = build_model(found.config, 80)
-        assert found.config.model["name"] == row.model
+        if row.model == "classifier":
+            assert found.config.model["backbone"]["name"] == row.backbone
+        else:
+            assert found.config.model["name"] == row.model
         assert all(tensor.is_meta for tensor in built[key].state_dict().values())
     assert len(built) > 20
+
+
+def test_a_row_that_compares_backbones_builds_with_the_backbone():
+    """The documents' sizes, in millions, are with the layer that tells ImageNet's classes apart."""
+    classes = 2048 * 1000 + 1000
+    compared = [row for row in rows() if row.task == "classification"]
+    built = [row for row in compared if status(row) == "builds"]
+    assert {row.backbone for row in built} == {"r101", "x101_64x4d", "res2net101"}
+    for row in built:
+        with torch.device("meta"):
+            model = build_model(training(row).config, 80)
+        size = sum(parameter.numel() for parameter in model.backbone.parameters()) + classes
+        assert size / 1e6 == pytest.approx(row.figures["params"].value, abs=0.1)
+    assert {status(row) for row in compared if row not in built} == {"listed"}
 
 
 def without_plugin():
