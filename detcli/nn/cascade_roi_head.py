@@ -13,7 +13,7 @@ from detcli.errors import UsageError
 from detcli.nn.assigners import AnchorAssigner, max_iou
 from detcli.nn.detector import Trunk
 from detcli.nn.postprocess import multiclass_nms
-from detcli.nn.roi_head import BBoxHead, MaskHead, ObjectMaps, RoISample, mask_losses, sample_rois, to_rois
+from detcli.nn.roi_head import BBoxHead, MaskHead, ObjectMaps, RoISample, mask_losses, sample_rois, to_rois, with_boxes
 from detcli.nn.samplers import RandomSampler
 from detcli.plugin import PartConfig
 from detcli.registry import build
@@ -61,8 +61,11 @@ def cascade_stages(
     Without `resample`, the stages after the first are trained on all boxes of the one before. Boxes are those of no
     class in particular.
 
-    Raises `UsageError` when the stages' arguments are not as many, or `num_masks` are more.
+    Raises `UsageError` when the stages' arguments are not as many, or `num_masks` are more, when RoIs go through a
+    shared head, and when `bbox_head` finds no boxes.
     """
+    if trunk.shared_head is not None:
+        raise UsageError("the stages of a cascade have no shared head: `--set model.shared_head=false`.")
     if not len(ious) == len(stds) == len(loss_weights) >= max(1, num_masks):
         raise UsageError(
             f"a cascade with {len(ious)} stages (stage_ious) has {len(stds)} stage_stds, {len(loss_weights)} "
@@ -72,12 +75,14 @@ def cascade_stages(
     return [
         CascadeStage(
             extractors[number],
-            trunk.bbox_head(
-                bbox_head,
-                num_classes=num_classes,
-                roi_size=extractors[number].output_size,
-                class_agnostic=True,
-                stds=deviations,
+            with_boxes(
+                trunk.bbox_head(
+                    bbox_head,
+                    num_classes=num_classes,
+                    roi_size=extractors[number].output_size,
+                    class_agnostic=True,
+                    stds=deviations,
+                )
             ),
             max_iou(positive=iou, negative=iou, min_positive=iou, match_low_quality=match_low_quality),
             build("samplers", sampler) if resample or number == 0 else EVERYTHING,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detcli.errors import DetcliError
+from detcli.errors import DetcliError, UsageError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, Norm, normal_init, xavier_init
 from detcli.nn.box_coders import DeltaBoxCoder
@@ -179,6 +179,13 @@ class BBoxHead(RoILayers):
             "loss_cls": self.loss_cls(logits, labels, valid, count),
             "loss_bbox": self.loss_bbox(predicted, goals, positive, count),
         }
+
+
+def with_boxes(head: nn.Module) -> BBoxHead:
+    """Return `head`; raises `UsageError` when it does not find classes and boxes both."""
+    if not isinstance(head, BBoxHead):
+        raise UsageError("this second stage has a head of classes and boxes: `--set model.roi_head.bbox_head=conv_fc`.")
+    return head
 
 
 class MaskHead(nn.Module):

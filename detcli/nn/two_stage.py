@@ -82,9 +82,9 @@ def standard_roi_head(
     of boxes has none.
     """
     extractor = trunk.roi_extractor(roi_extractor)
-    boxes = trunk.bbox_head(bbox_head, num_classes=num_classes, roi_size=extractor.output_size, class_agnostic=False)
-    if not isinstance(boxes, second_stage.BBoxHead):
-        raise UsageError("this second stage has a head of classes and boxes: `--set model.roi_head.bbox_head=conv_fc`.")
+    boxes = second_stage.with_boxes(
+        trunk.bbox_head(bbox_head, num_classes=num_classes, roi_size=extractor.output_size, class_agnostic=False)
+    )
     if trunk.shared_head is not None and len(boxes.shared_fcs):
         raise UsageError(
             "with a shared head, boxes come from the mean of what it says of an RoI: "

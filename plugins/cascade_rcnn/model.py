@@ -51,7 +51,7 @@ def cascade_roi_head(
     For `resample`, `roi_gradient` and
     `score_average` see `CascadeRoIHead`.
 
-    Raises `UsageError` when the stages' arguments are not as many, or more stages draw masks than there are.
+    Raises `UsageError` as `cascade_stages` does.
     """
     num_masks = 0
     if mask_head is not None:

@@ -59,8 +59,8 @@ def hybrid_roi_head(
     no branch. That branch works at the pyramid's level `semantic_level`. For the rest see Cascade R-CNN, whose
     arguments they are.
 
-    Raises `UsageError` when the stages' arguments are not as many, the pyramid lacks the level, or the mask head is
-    another method's.
+    Raises `UsageError` as `cascade_stages` does, and when the pyramid lacks the level or the mask head is another
+    method's.
     """
     stages = cascade_stages(
         trunk=trunk,

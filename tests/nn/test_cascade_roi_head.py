@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -251,3 +253,10 @@ def test_stages_are_as_many_in_every_argument():
         make_stages(loss_weights=(1.0, 1.0, 1.0))
     with pytest.raises(UsageError, match="3 mask_stages"):
         make_stages(num_masks=3)
+
+
+def test_heads_of_other_second_stages_are_refused():
+    with pytest.raises(UsageError, match="bbox_head=conv_fc`"):
+        make_stages(bbox_head="conv_fc_cls")
+    with pytest.raises(UsageError, match="shared_head=false"):
+        make_stages(trunk=replace(TRUNK, shared_head=nn.Identity()))
