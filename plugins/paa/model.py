@@ -2,8 +2,7 @@
 
 The layers of ATSS, its centerness being the IoU that a box is expected to have. An object's candidates are separated
 by the model's own losses, and detections are moved to where their neighbours are. Deviations from the paper, as in
-MMDetection: of figure 3, scheme (c) and no ignored samples; losses are divided by the number of positives of this
-process, not by the mean over all.
+MMDetection: of figure 3, scheme (c) and no ignored samples.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from detcli.nn.dense_heads import ATSSLayers, Selection, assign_anchors, map_siz
 from detcli.nn.detector import SingleStageDetector
 from detcli.nn.losses import LossFunction, of_elements
 from detcli.nn.postprocess import multiclass_nms
+from detcli.nn.processes import reduce_mean
 from detcli.plugin import Assigner, Backbone, Loss, Neck
 from detcli.registry import build
 from detcli.structures import Batch, Detections
@@ -95,7 +95,7 @@ class PAAHead(ATSSLayers):
         num_objects = max(len(target.labels) for target in batch.targets or [])
         chosen = separate(loss.view_as(targets.labels), targets.gt_index, num_objects, counts, self.topk).flatten()
 
-        num_positive = chosen.sum()
+        num_positive = reduce_mean(chosen.sum())
         iou = aligned_iou(boxes.detach(), goals) * chosen
         return {
             "loss_cls": self.loss_cls(
@@ -104,7 +104,7 @@ class PAAHead(ATSSLayers):
                 targets.trained.flatten().float(),
                 num_positive.clamp(min=len(batch)),
             ),
-            "loss_bbox": self.loss_bbox(boxes, goals, iou.clamp(min=1e-12) * chosen, iou.sum()),
+            "loss_bbox": self.loss_bbox(boxes, goals, iou.clamp(min=1e-12) * chosen, reduce_mean(iou.sum())),
             "loss_iou": self.loss_iou(iou_logits.flatten(), iou, chosen.float(), num_positive),
         }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detcli.plugins.paa import model
 from detcli.plugins.paa.model import fit_mixture, separate, vote
 
 from detcli.config import resolve
@@ -101,14 +102,25 @@ def test_voting_moves_boxes_and_nothing_else():
     torch.manual_seed(0)
     settings = ["model.neck.out_channels=32", "model.stacked_convs=1", "weights=none"]
     config = resolve("paa", backbone="r18", settings=settings).config.model
-    model = build("models", config, num_classes=3).eval()
+    paa = build("models", config, num_classes=3).eval()
     batch = random_batch()
-    voted = model(batch)
-    model.bbox_head.score_voting = False
-    for ours, plain in zip(voted, model(batch), strict=True):
+    voted = paa(batch)
+    paa.bbox_head.score_voting = False
+    for ours, plain in zip(voted, paa(batch), strict=True):
         assert torch.equal(ours.scores, plain.scores)
         assert torch.equal(ours.labels, plain.labels)
         assert not torch.equal(ours.boxes, plain.boxes)
+
+
+def test_losses_are_divided_by_what_all_processes_find(monkeypatch):
+    torch.manual_seed(0)
+    settings = ["model.neck.out_channels=32", "model.stacked_convs=1", "weights=none"]
+    config = resolve("paa", backbone="r18", settings=settings).config.model
+    paa, batch = build("models", config, num_classes=3).train(), random_batch()
+    alone = paa(batch)
+    monkeypatch.setattr(model, "reduce_mean", lambda value: 4 * value)
+    for name, loss in paa(batch).items():
+        torch.testing.assert_close(loss, alone[name] / 4)
 
 
 def test_losses_that_are_not_of_elements_are_refused():
