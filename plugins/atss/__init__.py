@@ -8,5 +8,12 @@ plugin = Plugin(
     arxiv="1912.02424",
     models={"atss": Part(".model:atss", summary="one anchor a location, assigned by its overlaps' statistics")},
     converters={"mmdet/ATSSHead": ".convert:mmdet_head"},
-    recipes=[Recipe("atss", optim={"lr": 0.01}, summary="as MMDetection trains it")],
+    recipes=[
+        Recipe(
+            "atss",
+            optim={"lr": 0.01},
+            under={"demo": {"sched": {"length": 1400}}},
+            summary="as MMDetection trains it",
+        )
+    ],
 )

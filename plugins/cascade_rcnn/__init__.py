@@ -26,9 +26,6 @@ LEGACY_MASK_ARGS = combined(LEGACY_ARGS, LEGACY_MASKS)
 LOW_QUALITY = {"roi_head": {"match_low_quality": True}}
 LEGACY: dict[str, Any] = {"sched_args": LEGACY_SCHED, "optim": LEGACY_OPTIM}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 plugin = Plugin(
     name="cascade_rcnn",
     title="Cascade R-CNN: High Quality Object Detection and Instance Segmentation",
@@ -48,8 +45,8 @@ plugin = Plugin(
     roi_heads={"cascade": Part(".model:cascade_roi_head", summary="stages of boxes, each on those of the one before")},
     converters={"mmdet/CascadeRoIHead": ".convert:mmdet_head"},
     recipes=[
-        Recipe("cascade_rcnn", under=DEMO, summary="on a feature pyramid"),
-        Recipe("cascade_mask_rcnn", under=DEMO, summary="with a mask for each detection"),
+        Recipe("cascade_rcnn", summary="on a feature pyramid"),
+        Recipe("cascade_mask_rcnn", summary="with a mask for each detection"),
         Recipe(
             "cascade_mask_rcnn_detectron2",
             backbone="r50_caffe",

@@ -11,8 +11,6 @@ SETTING: dict[str, Any] = {
     "sched_args": {"length": 64, "drops": [56]},
     "data": {"resize": [(2048, 800), (2048, 1024)], "resize_mode": "range", "test_resize": (2048, 1024)},
     "train": {"eval_every": 8},
-    # In a few hundred steps from random weights.
-    "under": {"demo": {"sched": {"length": 500}}},
 }
 
 plugin = Plugin(

@@ -7,16 +7,12 @@ from detcli.published import DETECTRON2_DATA, DETECTRON2_MASKS, DETECTRON2_SCHED
 
 DCONV: dict[str, Any] = {"dcn": "v1", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 
 def _on_backbone(model: str) -> Recipe:
     return Recipe(
         f"{model}_dconv_c3-c5",
         model=model,
         backbone={"name": "r50", **DCONV},
-        under=DEMO,
         summary="deformable convolutions in the last three stages",
     )
 
@@ -36,7 +32,6 @@ plugin = Plugin(
             "faster_rcnn_dpool",
             model="faster_rcnn",
             args={"roi_head": {"roi_extractor": "deform_roi_pool"}},
-            under=DEMO,
             summary="boxes from deformable RoI pooling",
         ),
         Recipe(

@@ -6,9 +6,6 @@ from detcli.plugin import Overlay, Plugin, Recipe
 
 MDCONV: dict[str, Any] = {"dcn": "v2", "dcn_stages": (2, 3, 4)}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 plugin = Plugin(
     name="dcnv2",
     title="Deformable ConvNets v2: More Deformable, Better Results",
@@ -18,28 +15,24 @@ plugin = Plugin(
             "faster_rcnn_mdconv_c3-c5",
             model="faster_rcnn",
             backbone={"name": "r50", **MDCONV},
-            under=DEMO,
             summary="modulated deformable convolutions in the last three stages",
         ),
         Recipe(
             "faster_rcnn_mdconv_c3-c5_group4",
             model="faster_rcnn",
             backbone={"name": "r50", **MDCONV, "dcn_groups": 4},
-            under=DEMO,
             summary="modulated deformable convolutions with four sets of sampling points",
         ),
         Recipe(
             "faster_rcnn_mdpool",
             model="faster_rcnn",
             args={"roi_head": {"roi_extractor": {"name": "deform_roi_pool", "modulated": True}}},
-            under=DEMO,
             summary="boxes from modulated deformable RoI pooling",
         ),
         Recipe(
             "mask_rcnn_mdconv_c3-c5",
             model="mask_rcnn",
             backbone={"name": "r50", **MDCONV},
-            under=DEMO,
             summary="modulated deformable convolutions in the last three stages",
         ),
     ],

@@ -32,7 +32,6 @@ plugin = Plugin(
     recipes=[
         Recipe(
             "fast_rcnn",
-            under={"demo": {"sched": {"length": 500}}},
             summary="on a feature pyramid, with proposals from a file",
         ),
         Recipe(

@@ -40,9 +40,6 @@ DETECTRON2: dict[str, Any] = {
 }
 DETECTRON2_ONE_MAP_ARGS = combined(DETECTRON2_TWO_STAGE, DETECTRON2_ONE_MAP)
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 DETECTRON_ARGS = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES)
 
 LEGACY_ARGS = combined(
@@ -64,7 +61,7 @@ plugin = Plugin(
     },
     converters={"mmdet/StandardRoIHead": ".convert:mmdet_head"},
     recipes=[
-        Recipe("faster_rcnn", under=DEMO, summary="on a feature pyramid"),
+        Recipe("faster_rcnn", summary="on a feature pyramid"),
         Recipe(
             "faster_rcnn_mstrain_2x",
             model="faster_rcnn",

@@ -9,7 +9,7 @@ CONSTANT_WARMUP = {"warmup": "constant", "warmup_ratio": 1 / 3}
 # In a few hundred steps from random weights: only the middle of an object is trained, as in later versions.
 DEMO = {
     "demo": {
-        "sched": {"length": 1000},
+        "sched": {"length": 1800},
         "model": {
             "center_sampling": True,
             "norm_on_bbox": True,

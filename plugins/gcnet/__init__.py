@@ -17,9 +17,6 @@ IN_WORDS = {
 }
 SETTINGS = {"syncbn-backbone": SYNCBN, "dconv_c3-c5": DCONV, "r16_gcb_c3-c5": R16, "r4_gcb_c3-c5": R4}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 
 def _recipe(model: str, *words: str) -> Recipe:
     backbone: dict[str, Any] = {"name": "r50"}
@@ -29,7 +26,6 @@ def _recipe(model: str, *words: str) -> Recipe:
         "_".join((model, *words)),
         model=model,
         backbone=backbone,
-        under=DEMO,
         summary=", ".join(IN_WORDS[word] for word in words),
     )
 

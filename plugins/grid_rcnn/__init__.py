@@ -3,13 +3,8 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import CASCADE_RPN_HEAD
 
-# In a few hundred steps from random weights, with slimmer grids.
-DEMO = {
-    "demo": {
-        "sched": {"length": 500},
-        "model": {"roi_head": {"grid_convs": 2, "point_channels": 16}},
-    }
-}
+# Slimmer grids.
+DEMO = {"demo": {"model": {"roi_head": {"grid_convs": 2, "point_channels": 16}}}}
 
 # As MMDetection measures it.
 UNCLIPPED = {"roi_head": {"clip": False}}

@@ -8,9 +8,6 @@ LARGE = {"name": "groie", "output_size": 14}
 # Synchronised batch norms, and the global context of GCNet (arXiv 1904.11492).
 SYNCBN_GCB = {"norm": "syncbn", "norm_eval": False, "attention": {"name": "context_block", "ratio": 0.25}}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 plugin = Plugin(
     name="groie",
     title="A novel Region of Interest Extraction Layer for Instance Segmentation",
@@ -22,14 +19,12 @@ plugin = Plugin(
             "faster_rcnn_groie",
             model="faster_rcnn",
             args={"roi_head": {"roi_extractor": SMALL}},
-            under=DEMO,
             summary="boxes from all levels of the pyramid",
         ),
         Recipe(
             "mask_rcnn_groie",
             model="mask_rcnn",
             args={"roi_head": {"roi_extractor": SMALL, "mask_roi_extractor": LARGE}},
-            under=DEMO,
             summary="boxes and masks from all levels of the pyramid",
         ),
         Recipe(
@@ -37,14 +32,12 @@ plugin = Plugin(
             model="mask_rcnn",
             backbone={"name": "r50", **SYNCBN_GCB},
             args={"roi_head": {"roi_extractor": SMALL, "mask_roi_extractor": LARGE}},
-            under=DEMO,
             summary="the same, with global context in the backbone",
         ),
         Recipe(
             "grid_rcnn_groie",
             model="grid_rcnn",
             args={"roi_head": {"roi_extractor": SMALL, "grid_roi_extractor": LARGE, "clip": False}},
-            under=DEMO,
             summary="classes and grids of points from all levels of the pyramid",
         ),
     ],

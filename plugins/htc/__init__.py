@@ -3,9 +3,6 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import CASCADE_RPN_HEAD
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 plugin = Plugin(
     name="htc",
     title="Hybrid Task Cascade for Instance Segmentation",
@@ -21,7 +18,7 @@ plugin = Plugin(
     mask_heads={"htc": Part(".model:hybrid_masks", summary="that of a stage, which takes what the one before saw")},
     converters={"mmdet/HybridTaskCascadeRoIHead": ".convert:mmdet_head"},
     recipes=[
-        Recipe("htc", under=DEMO, summary="with labels of things and stuff for every pixel"),
+        Recipe("htc", summary="with labels of things and stuff for every pixel"),
         Recipe(
             "htc_dconv_c3-c5_mstrain_20e",
             model="htc",

@@ -11,8 +11,10 @@ ROI_HEAD = {
     "keypoint_head": "fcn",
 }
 
-# In less than a thousand steps from random weights: fewer and narrower layers.
-DEMO = {"demo": {"model": {"roi_head": {"keypoint_head": {"convs": 4, "channels": 128}}}}}
+# Fewer and narrower layers.
+DEMO = {
+    "demo": {"sched": {"length": 1400}, "model": {"roi_head": {"keypoint_head": {"convs": 4, "channels": 128}}}},
+}
 
 plugin = Plugin(
     name="keypoint_rcnn",

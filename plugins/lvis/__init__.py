@@ -15,8 +15,6 @@ plugin = Plugin(
             args={"roi_head": {"score_threshold": 1e-4, "max_per_image": 300}},
             data={**SIX_SIZES, "repeat_threshold": 1e-3},
             eval={"evaluator": "lvis"},
-            # In a few hundred steps from random weights.
-            under={"demo": {"sched": {"length": 500}}},
             summary="one of six sizes, pictures of rare classes repeated, 300 detections",
         ),
     ],

@@ -56,9 +56,6 @@ LEGACY_ARGS = combined(LEGACY_BOXES, LEGACY_MASKS)
 # In the words of MMDetection, Fast Mask R-CNN.
 GIVEN: dict[str, Any] = {"rpn_head": None}
 
-# In a few hundred steps from random weights.
-DEMO = {"demo": {"sched": {"length": 500}}}
-
 plugin = Plugin(
     name="mask_rcnn",
     title="Mask R-CNN",
@@ -71,7 +68,7 @@ plugin = Plugin(
         )
     },
     recipes=[
-        Recipe("mask_rcnn", under=DEMO, summary="on a feature pyramid"),
+        Recipe("mask_rcnn", summary="on a feature pyramid"),
         Recipe(
             "mask_rcnn_mstrain_2x",
             model="mask_rcnn",

@@ -12,7 +12,12 @@ plugin = Plugin(
     converters={"mmdet/PAAHead": ".convert:mmdet_head"},
     schedules={"1.5x": {"sched": {"unit": "epoch", "length": 18, "drops": [12, 16]}}},
     recipes=[
-        Recipe("paa", optim=OPTIM, summary="as MMDetection trains it"),
+        Recipe(
+            "paa",
+            optim=OPTIM,
+            under={"demo": {"sched": {"length": 1400}}},
+            summary="as MMDetection trains it",
+        ),
         Recipe(
             "paa_unvoted",
             model="paa",

@@ -12,8 +12,8 @@ from detcli.published import (
     combined,
 )
 
-# In a few hundred steps from random weights: narrower layers, and stuff of any size, since pictures are small.
-DEMO = {"demo": {"sched": {"length": 500}, "model": {"semantic_channels": 64, "least_stuff_area": 64}}}
+# Narrower layers, and stuff of any size, since pictures are small.
+DEMO = {"demo": {"model": {"semantic_channels": 64, "least_stuff_area": 64}}}
 
 DETECTRON2: dict[str, Any] = {
     "model": "panoptic_fpn",

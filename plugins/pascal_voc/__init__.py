@@ -25,8 +25,6 @@ plugin = Plugin(
         Recipe(
             "faster_rcnn_voc",
             model="faster_rcnn",
-            # In a few hundred steps from random weights.
-            under={"demo": {"sched": {"length": 500}}},
             summary="VOC 2007 and 2012, 12 epochs",
             **SETTING,
         ),

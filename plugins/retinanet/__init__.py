@@ -24,6 +24,7 @@ LEGACY: dict[str, Any] = {**LEGACY_STYLES, "loss_bbox": {"name": "smooth_l1", "b
 # only those trained that fit an object well.
 DEMO = {
     "demo": {
+        "sched": {"length": 1400},
         "model": {"norm": "gn", "ratios": (1.0,), "assigner": {"positive": 0.6, "negative": 0.5}},
     }
 }

@@ -11,6 +11,7 @@ BACKBONE = {"name": "r50", "norm_eval": False, "frozen_stages": 0}
 # high, as the shapes are, and masks that do not outweigh classes.
 DEMO: dict[str, Any] = {
     "demo": {
+        "sched": {"length": 2000},
         "data": {"before_resize": [], "transforms": [], "keep_ratio": True},
         "model": {"neck": {"norm": "gn"}, "image_size": 128, "anchor_ratios": (1.0,), "mask_weight": 2.0},
     }
