@@ -3,8 +3,20 @@
 from detcli.plugin import Part, Plugin, Recipe
 from detcli.published import CASCADE_RPN_HEAD
 
-# Slimmer grids.
-DEMO = {"demo": {"model": {"roi_head": {"grid_convs": 2, "point_channels": 16}}}}
+# Slimmer grids, and more of them: where its points are is what it is slow to learn.
+DEMO = {
+    "demo": {
+        "sched": {"length": 1500},
+        "optim": {"lr": 1e-3},
+        "model": {
+            "roi_head": {
+                "grid_convs": 2,
+                "point_channels": 16,
+                "sampler": {"num": 64, "positive_fraction": 0.5},
+            }
+        },
+    }
+}
 
 # As MMDetection measures it.
 UNCLIPPED = {"roi_head": {"clip": False}}
