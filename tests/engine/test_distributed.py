@@ -55,8 +55,9 @@ def wait_for(path, process):
     ("model", "steps", "settings"),
     [
         ("retinanet", 20, ["--set", "train.accumulate=2"]),
-        # With random weights proposals are nearly ties, and after more steps rounding decides which are kept.
-        ("mask_rcnn", 8, []),
+        # With random weights proposals are nearly ties, and after more steps rounding decides which are kept; earlier
+        # where fewer of them are drawn.
+        ("mask_rcnn", 8, ["--set", "model.roi_head.sampler.num=64"]),
     ],
 )
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, model, steps, settings):
