@@ -27,7 +27,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def learn(session: nox.Session) -> None:
     """Train every method on the built-in shapes from random weights and hold it to the figures it should reach."""
-    # A process a core, each with one thread: more than an hour on two cores, most of it for three minutes a method.
+    # A process a core, each with one thread: more than an hour on two cores, a few minutes a method, DETR most of one.
     options = ["-n", "auto", "--dist", "loadgroup"]
     session.run(
         "pytest", "tests/learn", *options, *session.posargs, env={"DETCLI_LEARN": "full", "OMP_NUM_THREADS": "1"}
