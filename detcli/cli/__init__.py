@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +32,14 @@ LAUNCHERS_FILE = "TORCHELASTIC_ERROR_FILE"
 """Names the file where the launcher of this process, if there is one, looks for its error."""
 
 app = typer.Typer(name="detcli", rich_markup_mode=None, pretty_exceptions_enable=False)
-app.command()(train)
-app.command()(eval)
-app.command()(predict)
-app.command()(bench)
-app.command()(convert)
-app.command()(config)
+app.command("train")(train)
+app.command("eval")(eval)
+app.command("predict")(predict)
+app.command("bench")(bench)
+app.command("convert")(convert)
+app.command("config")(config)
 app.command("list")(list_names)
-app.command(cls=SeveralValues)(table)
+app.command("table", cls=SeveralValues)(table)
 app.add_typer(data, name="data")
 app.add_typer(new, name="new")
 app.add_typer(zoo, name="zoo")
@@ -66,7 +67,7 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        status = _command().main(arguments, "detcli", standalone_mode=False) or 0
+        status = _command(*arguments[:1]).main(arguments, "detcli", standalone_mode=False) or 0
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
@@ -82,9 +83,16 @@ def main() -> None:
     sys.exit(status)
 
 
-def _command() -> Any:
-    """Return the command; groups have plain help and commands panels, since rich is slow to import."""
-    group: Any = get_command(app)
+def _command(name: str = "") -> Any:
+    """Return the command, with the one called `name` alone, since each takes its time, or with all without such a one.
+
+    Groups have plain help and commands panels, since rich is slow to import.
+    """
+    chosen = copy(app)
+    chosen.registered_commands = [info for info in app.registered_commands if info.name == name]
+    chosen.registered_groups = [info for info in app.registered_groups if info.name == name]
+    found = chosen.registered_commands or chosen.registered_groups
+    group: Any = get_command(chosen if found else app)
     waiting = [group]
     while waiting:
         command = waiting.pop()

@@ -137,7 +137,8 @@ def _write(found: Sequence[Row], as_json: bool, sort: str = "", with_status: boo
         records = [record(row) for row in found]
         for values, text in zip(records, statuses, strict=False):
             values["status"] = text
-        lines = ",\n".join(json.dumps(values, ensure_ascii=False) for values in records)
+        encode = json.JSONEncoder(ensure_ascii=False).encode
+        lines = ",\n".join(map(encode, records))
         typer.echo(f"[\n{lines}\n]" if found else "[]")
     elif found:
         from detcli.cli.text import terminal_width

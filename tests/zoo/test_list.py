@@ -1,6 +1,7 @@
 """``detcli zoo list``, ``search`` and ``show``."""
 
 import json
+import math
 import os
 import resource
 import shlex
@@ -315,8 +316,8 @@ def test_it_is_fast_and_imports_no_torch(arguments):
         "try: main()\n"
         "finally: print({'torch', 'numpy', 'rich'} & set(sys.modules), file=sys.stderr)"
     )
-    spent = []
-    for _ in range(3):
+    spent = math.inf
+    for _ in range(10):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
@@ -327,7 +328,9 @@ def test_it_is_fast_and_imports_no_torch(arguments):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert done.returncode == 0
         assert done.stderr.splitlines()[-1] == "set()"
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    # The least of three: what a busy machine adds is none of ours.
-    if arguments[0] == "list":
-        assert min(spent) < 0.3
+        # The least of some tries: what a busy machine adds is none of ours.
+        spent = min(spent, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if spent < 0.3 or arguments[0] != "list":
+            break
+    else:
+        pytest.fail(f"took {spent} s")
