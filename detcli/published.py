@@ -137,8 +137,15 @@ DETECTRON_ONE_MAP: dict[str, Any] = combined(ONE_MAP, {"rpn_head": {"loss_diviso
 DETECTRON_ROI_ALIGN: dict[str, Any] = {"sampling_ratio": 2, "aligned": False, "last_pixel": True}
 
 DETECTRON_BOXES: dict[str, Any] = {
-    "roi_head": {"roi_extractor": DETECTRON_ROI_ALIGN, "bbox_head": {"loss_bbox": "smooth_l1", **UNCLAMPED}}
+    "roi_head": {
+        "roi_extractor": DETECTRON_ROI_ALIGN,
+        "bbox_head": {"loss_bbox": {"name": "smooth_l1", "beta": 1.0}, **UNCLAMPED},
+    }
 }
+
+DETECTRON_TWO_STAGE: dict[str, Any] = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES)
+
+DETECTRON_MASKS: dict[str, Any] = combined(DETECTRON_TWO_STAGE, NO_LOW_QUALITY)
 
 DETECTRON_C4: dict[str, Any] = combined(
     SHARED_HEAD, {"roi_head": {"roi_extractor": {"output_size": 14, "sampling_ratio": 0}}}

@@ -29,7 +29,6 @@ from detcli.errors import UsageError
 from detcli.eval.results import rescale_boxes
 from detcli.nn.cascade_roi_head import CascadeRoIHead
 from detcli.nn.detector import Detector, TwoStageDetector
-from detcli.nn.keypoint_head import find_keypoints
 from detcli.nn.postprocess import suppress
 from detcli.nn.roi_head import ObjectMaps, RoIHead
 from detcli.structures import Batch, ClassMap, Detections, ImageInfo, Target
@@ -193,8 +192,9 @@ class Augmented:
                 if maps.keypoints is not None:
                     own = view.unflipped_keypoints(maps.keypoints[part].float()) / number
                     keypoints = own if keypoints is None else keypoints + own
-        found = None if keypoints is None else find_keypoints(keypoints, merged.boxes)
-        return replace(merged, mask_crops=masks, keypoints=found)
+        if keypoints is not None:
+            keypoints = self.model.roi_head.keypoint_head.find(keypoints, merged.boxes)
+        return replace(merged, mask_crops=masks, keypoints=keypoints)
 
 
 def check(model: Detector, config: RunConfig, classes: ClassMap) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,22 @@ if TYPE_CHECKING:
 class KeypointHead(nn.Module):
     """A heat map of every keypoint in each RoI, from convolutions, a deconvolution and bilinear upsampling.
 
-    Maps have four times the side of the RoIs.
+    Maps have four times the side of the RoIs. With the style ``detectron``, upsampling takes what is beyond a map as 0,
+    and maps reach from the middle of the first pixel of a box to that of the last, both as in Detectron
+    (modeling/keypoint_rcnn_heads.py, utils/keypoints.py).
     """
 
-    def __init__(self, in_channels: int, num_keypoints: int, *, channels: int, num_convs: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_keypoints: int,
+        *,
+        channels: int,
+        num_convs: int,
+        style: Literal["exact", "detectron"] = "exact",
+    ) -> None:
         super().__init__()
+        self.style = style
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(ConvNorm(width, channels, 3) for width in widths[:-1])
         self.upsample = nn.ConvTranspose2d(widths[-1], num_keypoints, 4, stride=2, padding=1)
@@ -36,7 +47,14 @@ class KeypointHead(nn.Module):
         """Return the logits [R,K,4S,4S] of rois [R,C,S,S]."""
         for conv in self.convs:
             rois = conv(rois)
-        return functional.interpolate(self.upsample(rois), scale_factor=2.0, mode="bilinear", align_corners=False)
+        maps = self.upsample(rois)
+        if self.style == "exact":
+            return _enlarged(maps)
+        return _enlarged(functional.pad(maps, (1, 1, 1, 1)))[..., 2:-2, 2:-2]
+
+    def find(self, logits: Tensor, boxes: Tensor) -> Tensor:
+        """Return the keypoints [R,K,3] of boxes [R,4] with the maps `logits` [R,K,S,S], as `find_keypoints` does."""
+        return find_keypoints(logits, self._mapped(boxes))
 
     def losses(self, rois: Tensor, samples: list[RoISample], targets: list[Target]) -> dict[str, Tensor]:
         """Return loss_keypoint: the mean over visible keypoints of the cross-entropy over the places of a map.
@@ -51,12 +69,20 @@ class KeypointHead(nn.Module):
                 raise DetcliError("this model learns keypoints, and the data have none. Train faster_rcnn.")
             # Index -1, that of no object, reads the row that is appended.
             padded = functional.pad(target.keypoints, (0, 0, 0, 0, 0, 1))
-            index, inside = keypoint_places(padded[sample.gt_index], sample.boxes, logits.shape[-1])
+            index, inside = keypoint_places(padded[sample.gt_index], self._mapped(sample.boxes), logits.shape[-1])
             places.append(index)
             visible.append(inside & sample.positive[:, None])
         weight = torch.cat(visible).flatten()
         loss = functional.cross_entropy(logits.flatten(2).flatten(0, 1), torch.cat(places).flatten(), reduction="none")
         return {"loss_keypoint": (loss * weight).sum() / reduce_mean(weight.sum(), least=1)}
+
+    def _mapped(self, boxes: Tensor) -> Tensor:
+        """Return what of boxes [R,4] their maps cover."""
+        return boxes + boxes.new_tensor([0.5, 0.5, -0.5, -0.5]) if self.style == "detectron" else boxes
+
+
+def _enlarged(maps: Tensor) -> Tensor:
+    return functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def keypoint_places(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:

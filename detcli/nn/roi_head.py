@@ -15,7 +15,7 @@ from detcli.errors import DetcliError, UsageError
 from detcli.nn.assigners import AnchorAssigner, Assignment
 from detcli.nn.blocks import ConvNorm, Norm, normal_init, xavier_init
 from detcli.nn.box_coders import DeltaBoxCoder
-from detcli.nn.keypoint_head import KeypointHead, find_keypoints
+from detcli.nn.keypoint_head import KeypointHead
 from detcli.nn.losses import Loss
 from detcli.nn.masks import crop_masks
 from detcli.nn.postprocess import multiclass_nms
@@ -333,8 +333,8 @@ class RoIHead(nn.Module):
         if maps.masks is not None:
             for detections, part in zip(found, torch.split(maps.masks, counts), strict=True):
                 detections.mask_crops = part
-        if maps.keypoints is not None:
-            keypoints = find_keypoints(maps.keypoints, torch.cat([detections.boxes for detections in found]))
+        if self.keypoint_head is not None and maps.keypoints is not None:
+            keypoints = self.keypoint_head.find(maps.keypoints, torch.cat([each.boxes for each in found]))
             for detections, part in zip(found, torch.split(keypoints, counts), strict=True):
                 detections.keypoints = part
         return found

@@ -163,7 +163,12 @@ def fcn_masks(
 
 
 def fcn_keypoints(
-    *, in_channels: int, num_keypoints: int = 17, convs: int = 8, channels: int = 512
+    *,
+    in_channels: int,
+    num_keypoints: int = 17,
+    convs: int = 8,
+    channels: int = 512,
+    style: Literal["exact", "detectron"] = "exact",
 ) -> keypoints.KeypointHead:
     """Return the head of `num_keypoints` keypoints of RoIs, a number that a run takes from its data."""
-    return keypoints.KeypointHead(in_channels, num_keypoints, channels=channels, num_convs=convs)
+    return keypoints.KeypointHead(in_channels, num_keypoints, channels=channels, num_convs=convs, style=style)

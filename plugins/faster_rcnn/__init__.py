@@ -12,13 +12,12 @@ from detcli.published import (
     DETECTRON2_RESIZE,
     DETECTRON2_SCHED,
     DETECTRON2_TWO_STAGE,
-    DETECTRON_BOXES,
     DETECTRON_C4,
     DETECTRON_ONE_MAP,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
-    DETECTRON_RPN,
     DETECTRON_SCHED,
+    DETECTRON_TWO_STAGE,
     LEGACY_BOXES,
     LEGACY_OPTIM,
     LEGACY_RPN,
@@ -39,8 +38,6 @@ DETECTRON2: dict[str, Any] = {
     "data": DETECTRON2_DATA,
 }
 DETECTRON2_ONE_MAP_ARGS = combined(DETECTRON2_TWO_STAGE, DETECTRON2_ONE_MAP)
-
-DETECTRON_ARGS = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES)
 
 LEGACY_ARGS = combined(
     LEGACY_BOXES,
@@ -157,7 +154,7 @@ plugin = Plugin(
             sched="90k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM,
-            args=DETECTRON_ARGS,
+            args=DETECTRON_TWO_STAGE,
             summary="as Detectron trains it",
         ),
         Recipe(
@@ -167,7 +164,7 @@ plugin = Plugin(
             sched="180k",
             sched_args=DETECTRON_SCHED,
             optim=DETECTRON_OPTIM_ONE_IMAGE,
-            args=combined(DETECTRON_ARGS, DETECTRON_ONE_MAP, DETECTRON_C4),
+            args=combined(DETECTRON_TWO_STAGE, DETECTRON_ONE_MAP, DETECTRON_C4),
             input=UNPADDED,
             summary="as Detectron trains it with the last stage on RoIs",
         ),

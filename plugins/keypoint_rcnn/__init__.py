@@ -1,7 +1,20 @@
 """Faster R-CNN with the keypoints of each detection."""
 
+from typing import Any
+
 from detcli.plugin import Part, Plugin, Recipe
-from detcli.published import DETECTRON2_DATA, DETECTRON2_MASKS, DETECTRON2_SCHED, MASK_ROI_HEAD
+from detcli.published import (
+    DETECTRON2_DATA,
+    DETECTRON2_MASKS,
+    DETECTRON2_SCHED,
+    DETECTRON_MASKS,
+    DETECTRON_OPTIM,
+    DETECTRON_ROI_ALIGN,
+    DETECTRON_SCHED,
+    MASK_ROI_HEAD,
+    SIX_SIZES,
+    combined,
+)
 
 ROI_HEAD = {
     "name": "standard",
@@ -10,6 +23,19 @@ ROI_HEAD = {
     "keypoint_roi_extractor": {"name": "roi_align", "output_size": 14},
     "keypoint_head": "fcn",
 }
+
+DETECTRON: dict[str, Any] = {
+    "model": "keypoint_rcnn",
+    "backbone": "r50_detectron",
+    "sched": "90k",
+    "sched_args": DETECTRON_SCHED,
+    "optim": DETECTRON_OPTIM,
+    "data": SIX_SIZES,
+}
+DETECTRON_ARGS = combined(
+    DETECTRON_MASKS,
+    {"roi_head": {"keypoint_roi_extractor": DETECTRON_ROI_ALIGN, "keypoint_head": {"style": "detectron"}}},
+)
 
 # Fewer and narrower layers.
 DEMO = {
@@ -38,6 +64,13 @@ plugin = Plugin(
             args=DETECTRON2_MASKS,
             data=DETECTRON2_DATA,
             summary="as Detectron2 trains it",
+        ),
+        Recipe("keypoint_rcnn_detectron", args=DETECTRON_ARGS, summary="as Detectron trains it", **DETECTRON),
+        Recipe(
+            "fast_keypoint_rcnn_detectron",
+            args={**DETECTRON_ARGS, "rpn_head": None},
+            summary="as Detectron trains it, with proposals from a file",
+            **DETECTRON,
         ),
     ],
 )

@@ -13,13 +13,12 @@ from detcli.published import (
     DETECTRON2_OPTIM,
     DETECTRON2_RESIZE,
     DETECTRON2_SCHED,
-    DETECTRON_BOXES,
     DETECTRON_C4,
+    DETECTRON_MASKS,
     DETECTRON_ONE_MAP,
     DETECTRON_OPTIM,
     DETECTRON_OPTIM_ONE_IMAGE,
     DETECTRON_ROI_ALIGN,
-    DETECTRON_RPN,
     DETECTRON_SCHED,
     LEGACY_BOXES,
     LEGACY_MASKS,
@@ -27,7 +26,6 @@ from detcli.published import (
     LEGACY_RPN,
     LEGACY_SCHED,
     MASK_ROI_HEAD,
-    NO_LOW_QUALITY,
     SHARED_MASKS,
     SIX_SIZES,
     UNPADDED,
@@ -47,9 +45,8 @@ SYNCBN = {"norm": "syncbn"}
 SYNCBN_HEADS = {"roi_head": {"bbox_head": {**SYNCBN, "convs": 4, "fcs": 1}, "mask_head": SYNCBN}}
 
 DETECTRON: dict[str, Any] = {"model": "mask_rcnn", "sched_args": DETECTRON_SCHED}
-DETECTRON_ARGS = combined({"rpn_head": DETECTRON_RPN}, DETECTRON_BOXES, NO_LOW_QUALITY)
-DETECTRON_FPN = combined(DETECTRON_ARGS, {"roi_head": {"mask_roi_extractor": DETECTRON_ROI_ALIGN}})
-DETECTRON_ONE_MAP_ARGS = combined(DETECTRON_ARGS, DETECTRON_ONE_MAP, DETECTRON_C4, SHARED_MASKS)
+DETECTRON_FPN = combined(DETECTRON_MASKS, {"roi_head": {"mask_roi_extractor": DETECTRON_ROI_ALIGN}})
+DETECTRON_ONE_MAP_ARGS = combined(DETECTRON_MASKS, DETECTRON_ONE_MAP, DETECTRON_C4, SHARED_MASKS)
 
 LEGACY_ARGS = combined(LEGACY_BOXES, LEGACY_MASKS)
 

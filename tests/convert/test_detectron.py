@@ -13,7 +13,10 @@ from detcli.plugins.retinanet.convert import DETECTRON, DETECTRON2
 
 from detcli.convert import detectron, detectron2
 from detcli.convert.rules import rename
+from detcli.engine.model import build_model
 from detcli.errors import DetcliError
+from detcli.zoo.names import resolve as find_row
+from detcli.zoo.training import training
 
 DATA = Path(__file__).parent / "data" / "detectron"
 MODELS = ("e2e_faster_rcnn_R-50-C4", "e2e_faster_rcnn_R-50-FPN", "e2e_mask_rcnn_R-50-FPN", "retinanet_R-50-FPN")
@@ -153,6 +156,29 @@ def test_group_norms_and_keypoints():
         "roi_head.keypoint_head.convs.7.conv.bias", "roi_head.keypoint_head.upsample.weight",
     }  # fmt: skip
     assert [entry.theirs for entry in report.dropped] == ["kps_score_w", "kps_score_b"]
+
+
+@pytest.mark.parametrize("name", ["keypoint_rcnn_R-50-FPN_s1x", "e2e_keypoint_rcnn_R-50-FPN_1x"])
+def test_keypoints_fit_the_models_of_their_rows(name):
+    content = {key: values for key, values in blobs("e2e_faster_rcnn_R-50-FPN").items() if "momentum" not in key}
+    for key in ("cls_score", "bbox_pred"):
+        rows = 2 if key == "cls_score" else 8
+        content |= {f"{key}_{part}": content[f"{key}_{part}"][:rows] for part in "wb"}
+    for number in range(1, 9):
+        content[f"conv_fcn{number}_w"] = torch.zeros(512, 256 if number == 1 else 512, 3, 3)
+        content[f"conv_fcn{number}_b"] = torch.zeros(512)
+    content |= {"kps_score_lowres_w": torch.zeros(512, 17, 4, 4), "kps_score_lowres_b": torch.zeros(17)}
+    content |= {"kps_score_w": torch.zeros(17, 17, 4, 4), "kps_score_b": torch.zeros(17)}
+    if not name.startswith("e2e"):
+        content = {key: values for key, values in content.items() if "rpn" not in key}
+    tensors, report = converted({"blobs": content})
+    assert {entry.theirs for entry in report.dropped} == {"kps_score_w", "kps_score_b"}
+    with torch.device("meta"):
+        model = build_model(training(find_row(f"detectron/{name}")).config, num_classes=1)
+    own = model.state_dict()
+    tracked = {key for key in own if key.endswith("num_batches_tracked")}
+    shapes = {key: values.shape for key, values in own.items() if key not in tracked}
+    assert {key: values.shape for key, values in tensors.items()} == shapes
 
 
 def test_a_file_that_detectron2_has_marked_and_others():

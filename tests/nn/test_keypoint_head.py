@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from detcli.errors import DetcliError
 from detcli.nn.keypoint_head import KeypointHead, find_keypoints, keypoint_places
@@ -86,6 +87,43 @@ def test_a_keypoint_on_the_far_side_is_in_the_last_cell_and_one_beyond_is_not_th
     places, inside = keypoint_places(points, boxes, 4)
     assert inside.tolist() == [[True, False, False, False]]
     assert places[0, 0] == 15
+
+
+def detectron_head(num_convs=0):
+    torch.manual_seed(0)
+    return KeypointHead(2, 2, channels=2, num_convs=num_convs, style="detectron")
+
+
+def test_detectron_enlarges_by_a_deconvolution():
+    head, rois = detectron_head(), torch.randn(3, 2, 5, 5)
+    side = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    kernel = (side[:, None] * side).expand(2, 1, 4, 4)
+    expected = functional.conv_transpose2d(head.upsample(rois), kernel, stride=2, padding=1, groups=2)
+    torch.testing.assert_close(head(rois), expected)
+
+
+def test_detectron_maps_boxes_up_to_their_last_pixel():
+    head, size = detectron_head(), 20
+    rois = torch.randn(1, 2, 5, 5)
+    # There, pixels are numbers, and the last one of a box is in it; here, places are half a pixel on.
+    first, last = torch.tensor([10.0, 20.0]), torch.tensor([57.0, 45.0])
+    pixels = torch.tensor([[31.0, 41.0], [57.0, 22.0]])
+    cells = ((pixels - first) * size / (last - first)).floor()
+    cells[1, 0] = size - 1
+    points = torch.cat([pixels + 0.5, torch.full((2, 1), 2.0)], dim=1)
+    boxes = torch.cat([first, last + 1])[None]
+    samples = [sample(boxes.tolist(), [0])]
+    loss = head.losses(rois, samples, [target(points.tolist())])["loss_keypoint"]
+    shares = head(rois).flatten(2).log_softmax(-1)[0]
+    index = (cells[:, 1] * size + cells[:, 0]).long()
+    torch.testing.assert_close(loss, -shares[[0, 1], index].mean())
+
+    logits = torch.full((1, 2, size * size), -10.0).scatter(2, index[None, :, None], 10.0).view(1, 2, size, size)
+    found = head.find(logits, boxes)[0, :, :2] - 0.5
+    # Its sides are 47 and 25 pixels, which maps are resized to.
+    resized = functional.interpolate(logits, (25, 47), mode="bicubic")[0].flatten(1).argmax(1)
+    expected = torch.stack([resized % 47, resized // 47], dim=1) + 0.5 + first
+    torch.testing.assert_close(found, expected)
 
 
 def test_nothing_found_has_no_keypoints():

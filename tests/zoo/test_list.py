@@ -1,14 +1,13 @@
 """``detcli zoo list``, ``search`` and ``show``."""
 
 import json
-import math
 import os
 import resource
 import shlex
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -277,7 +276,8 @@ def test_a_row_is_trained_by_the_recipe_that_its_config_is_called_by(name, comma
 def test_a_backbone_named_after_a_source_is_no_recipe_of_that_source():
     from detcli.zoo import names
 
-    found = training(names.resolve("detectron/e2e_keypoint_rcnn_X-101-32x8d-FPN_1x"))
+    row = names.resolve("detectron/e2e_faster_rcnn_X-101-32x8d-FPN_1x")
+    found = training(replace(row, id="detectron/cascade_rcnn", method="cascade_rcnn", model="cascade_rcnn"))
     assert not found.exact
     assert found.differs == ("the recipe has MMDetection's settings, not those of detectron",)
 
@@ -316,21 +316,22 @@ def test_it_is_fast_and_imports_no_torch(arguments):
         "try: main()\n"
         "finally: print({'torch', 'numpy', 'rich'} & set(sys.modules), file=sys.stderr)"
     )
-    spent = math.inf
-    for _ in range(10):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "COLUMNS": "100"},
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    least = "import typer\ndef least(name: str = ''): pass\ntyper.run(least)"
+    spent, floor = [], []
+    for _ in range(5):
+        done, seconds = timed([sys.executable, "-c", code, *arguments])
         assert done.returncode == 0
         assert done.stderr.splitlines()[-1] == "set()"
-        # The least of some tries: what a busy machine adds is none of ours.
-        spent = min(spent, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if spent < 0.3 or arguments[0] != "list":
-            break
-    else:
-        pytest.fail(f"took {spent} s")
+        spent.append(seconds)
+        floor.append(timed([sys.executable, "-c", least])[1])
+    # A busy machine takes longer for both, a slow one, too: 0.15 s for the least command is common.
+    if arguments[0] != "show":
+        assert min(spent) < 2.2 * min(floor)
+
+
+def timed(command):
+    """Return what came of `command`, and the seconds that it kept a core busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
