@@ -11,7 +11,7 @@ from typing import Any
 
 from detcli.config import RunConfig, resolve
 from detcli.errors import UsageError
-from detcli.plugin import Recipe
+from detcli.plugin import PartConfig, Recipe
 from detcli.registry import find_overlay, find_recipe, find_schedule, names, plugins
 from detcli.zoo.names import short_name, weights_url
 from detcli.zoo.rows import Row, Schedule
@@ -19,8 +19,8 @@ from detcli.zoo.rows import Row, Schedule
 SETTINGS_OF = {"detectron2": "detectron2", "detectron": "detectron", "mmdet-v0": "legacy"}
 """What the name of a recipe says when it has the settings of a source; without it, they are those of mmdet-v2."""
 
-WITHOUT_MEANING = re.compile(r"\d+(\.\d+)?[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch")
-"""Words in configs' names that a row has typed fields for, and images a device."""
+WITHOUT_MEANING = re.compile(r"\d+(\.\d+)?[xe]?|s1x|\d+x\d+|fpn|caffe|pytorch|c3-c5")
+"""Words in configs' names that a row has typed fields for, images a device, and the stages of all that changes some."""
 
 LEGACY = "legacy_1_x"
 """The method of those rows of mmdet-v2 whose settings and weights are of mmdet-v0."""
@@ -84,27 +84,27 @@ def training(row: Row) -> Training:
     """
     if row.model == CLASSIFIER:
         return _of_backbone(row)
-    overlay = row.method if row.method in names("overlays") else ""
     recipes = _recipes(row)
-    if not overlay and not recipes:
-        if row.method in plugins():
+    overlays = [overlay for overlay, plugin in names("overlays").items() if plugin == row.method]
+    if not recipes:
+        if overlays or row.method in plugins():
             return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
         return Training(missing=f"there is no plugin for {row.method} yet")
-    if not recipes:
-        return Training(missing=f"there is no recipe of {row.method} for {row.model} yet")
     said = set(_variants(row)) | {NOTED[note] for note in row.notes if note in NOTED}
+    if row.method in overlays:
+        said.update(_words(row.method))
     given = GIVEN_PROPOSALS in row.notes
     if given and TAKES_PROPOSALS not in _words(row.model):
         said.add(TAKES_PROPOSALS)
-    recipe = max(recipes, key=lambda recipe: _fit(recipe, row, said))
-    if overlay in _words(recipe.name):
-        overlay = ""  # the recipe has more than the overlay
-    said -= _said(overlay, said)
-    if TAKES_PROPOSALS in said - _said(recipe.name, said):
+    pairs = [(recipe, overlay) for recipe in recipes for overlay in ("", *overlays)]
+    recipe, overlay = max(pairs, key=lambda pair: _fit(pair[0], pair[1], row, said))
+    left = said - _said(_name(recipe, overlay), said)
+    if TAKES_PROPOSALS in left:
         return Training(missing=f"there is no recipe for {row.model} on {GIVEN_PROPOSALS} yet")
-    if row.neck in said - _said(recipe.name, said):
+    if row.neck in left:
         return Training(missing=f"there is no recipe for {row.model} with {row.neck} yet")
-    backbone = _backbone(recipe, overlay, row, said - {_settings(row)})
+    unsaid = said - _said(overlay, said) - {_settings(row)}
+    backbone = _backbone(recipe, overlay, row, unsaid)
     if backbone and backbone not in names("backbones"):
         return Training(missing=f"there is no backbone {row.backbone} yet")
     sched = _sched(recipe, row)
@@ -118,8 +118,8 @@ def training(row: Row) -> Training:
     words = ["detcli train", recipe.name, *(f"{flag} {value}" for flag, value in flags.items() if value)]
     if given:
         words += [f"--set data.{name}=path/to/{name}" for name in ("proposals", "val_proposals")]
-    left = said - _said(recipe.name, said) - _said(backbone, said - {_settings(row)})
-    exact = all(OF_TRAINING.fullmatch(word) for word in left | _extra(recipe, row, said))
+    left -= _said(backbone, unsaid)
+    exact = all(OF_TRAINING.fullmatch(word) for word in left | _extra(_name(recipe, overlay), row, said))
     return Training(" ".join(words), tuple(_differences(row, config, left)), config=config, exact=exact)
 
 
@@ -237,19 +237,29 @@ def _said(name: str, words: set[str]) -> set[str]:
     return {word for word in words if any(word == said or word.startswith(f"{said}-") for said in own)}
 
 
-def _extra(recipe: Recipe, row: Row, said: set[str]) -> set[str]:
-    """Return what the recipe's name says and the row, which is `said` to be something, does not."""
-    own = {word for word in _words(recipe.name) if not WITHOUT_MEANING.fullmatch(word)} - set(_words(row.model))
-    covered = _said(recipe.name, said)
+def _name(recipe: Recipe, overlay: str) -> str:
+    """Return what a recipe with an overlay, or with none, would be called."""
+    return f"{recipe.name}_{overlay}" if overlay else recipe.name
+
+
+def _extra(name: str, row: Row, said: set[str]) -> set[str]:
+    """Return what the name of a recipe says and the row, which is `said` to be something, does not."""
+    own = {word for word in _words(name) if not WITHOUT_MEANING.fullmatch(word)} - set(_words(row.model))
+    covered = _said(name, said)
     return {word for word in own if not any(word == given or given.startswith(f"{word}-") for given in covered)}
 
 
-def _fit(recipe: Recipe, row: Row, said: set[str]) -> tuple[bool, int, bool, int]:
-    """Return what makes a recipe the one for a row that is `said` to be something: says nothing else, most of it."""
+def _fit(recipe: Recipe, overlay: str, row: Row, said: set[str]) -> tuple[bool, int, bool, bool, int]:
+    """Return what makes a recipe, with an overlay or none, the one for a row that is `said` to be something.
+
+    It says nothing else, most of that, has the row's schedule, and needs no overlay.
+    """
+    name = _name(recipe, overlay)
     return (
-        not _extra(recipe, row, said),
-        len(_said(recipe.name, said)),
+        not _extra(name, row, said),
+        len(_said(name, said)),
         _is_scheduled(recipe, row),
+        not overlay,
         -len(recipe.name),
     )
 
@@ -265,8 +275,7 @@ def _backbone(recipe: Recipe, overlay: str, row: Row, said: set[str]) -> str:
     be; empty when it is that of the recipe or of the overlay on it.
     """
     over = find_overlay(overlay).config.get("model", {}).get("backbone") if overlay else None
-    chosen = over or recipe.backbone or DEFAULT_BACKBONE
-    own = chosen if isinstance(chosen, str) else chosen["name"]
+    own = _named(over) or _named(recipe.backbone) or DEFAULT_BACKBONE
     style = own.partition("_")[2]
     # All of Detectron's backbones have their own pixel mean, whatever their style.
     if style != row.source and (row.style == "caffe") != (style in ("caffe", "detectron")):
@@ -274,3 +283,8 @@ def _backbone(recipe: Recipe, overlay: str, row: Row, said: set[str]) -> str:
     wanted = f"{row.backbone}_{style}" if style else row.backbone
     wanted = next((name for word in sorted(said) if (name := f"{wanted}_{word}") in names("backbones")), wanted)
     return "" if wanted == own else wanted
+
+
+def _named(part: PartConfig | None) -> str:
+    """Return the name of a part, empty where there is none, or only arguments of one."""
+    return part if isinstance(part, str) else (part or {}).get("name", "")

@@ -262,6 +262,11 @@ def test_the_published_rows_are_all_there(listed, capsys):
             "detcli train faster_rcnn_mdconv_c3-c5_group4 --data path/to/coco",
         ),
         ("mmdet-v2/mask_rcnn_r50_fpn_fp16_1x_coco", "detcli train mask_rcnn --with fp16 --data path/to/coco"),
+        # No overlay is called as the paper is.
+        (
+            "mmdet-v0/cascade_mask_rcnn_dconv_c3-c5_r101_fpn_1x",
+            "detcli train cascade_mask_rcnn_legacy --backbone r101 --with dconv --data path/to/coco",
+        ),
         # The overlay's recipe, which has more than the overlay.
         ("mmdet-v2/retinanet_r50_fpn_fp16_1x_coco", "detcli train retinanet_fp16 --data path/to/coco"),
     ],
