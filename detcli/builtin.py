@@ -87,6 +87,9 @@ plugin = Plugin(
         "l1": Part("detcli.nn.losses:l1", summary="mean absolute difference of box deltas"),
         "iou": Part("detcli.nn.losses:iou", summary="-log IoU, or 1 - IoU"),
         "giou": Part("detcli.nn.losses:giou", summary="1 - generalised IoU"),
+        "bounded_iou": Part(
+            "detcli.nn.losses:bounded_iou", summary="smooth L1 of 1 - the best IoU, coordinate by coordinate"
+        ),
     },
     evaluators={
         "faster": Part("detcli.eval.coco:coco", summary="COCO's figures, by faster-coco-eval"),

@@ -354,6 +354,11 @@ def _giou(group: Group) -> dict[str, Any]:
     return {"name": "giou"}
 
 
+def _bounded_iou(group: Group) -> dict[str, Any]:
+    group.expect("eps", 1e-3)
+    return {"name": "bounded_iou", "beta": group.number("beta", 0.2)}
+
+
 LOSSES: dict[str, Callable[[Group], dict[str, Any]]] = {
     "CrossEntropyLoss": _cross_entropy,
     "FocalLoss": _focal,
@@ -361,6 +366,7 @@ LOSSES: dict[str, Callable[[Group], dict[str, Any]]] = {
     "L1Loss": lambda group: {"name": "l1"},
     "IoULoss": _iou,
     "GIoULoss": _giou,
+    "BoundedIoULoss": _bounded_iou,
 }
 
 

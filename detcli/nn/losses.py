@@ -19,6 +19,9 @@ from detcli.nn.boxes import EPSILON, aligned_iou
 FOCAL_ROWS = 4096
 """How many rows of logits the focal loss has in work at one time on a CPU, so that they stay in its cache."""
 
+BOUNDED_EPSILON = 1e-3
+"""What keeps the bounds of boxes without a side finite, in pixels."""
+
 Elements: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Returns, of prediction and target, the loss of each element."""
 
@@ -149,6 +152,14 @@ def giou(*, weight: float = 1.0) -> Loss:
     return Loss(_giou, weight)
 
 
+def bounded_iou(*, beta: float = 0.2, weight: float = 1.0) -> Loss:
+    """Return the smooth L1 loss of 1 - the IoU that x, y, width and height of boxes [N,4] xyxy leave at best, each.
+
+    Tychsen-Smith and Petersson 2018, Improving Object Localization with Fitness NMS and Bounded IoU Loss, section 4.
+    """
+    return Loss(partial(_bounded_iou, beta=beta), weight)
+
+
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Return bool [N,C] of labels [N]; labels outside 0..C-1 have an empty row."""
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
@@ -239,3 +250,14 @@ def _iou(pred: Tensor, target: Tensor, mode: Literal["log", "linear"]) -> Tensor
 
 def _giou(pred: Tensor, target: Tensor) -> Tensor:
     return 1 - aligned_iou(pred, target, "giou")
+
+
+def _bounded_iou(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Return the loss [N,4] of boxes whose other coordinates, one at a time, are taken for right."""
+    sizes, wanted = (boxes[:, 2:] - boxes[:, :2] for boxes in (pred, target))
+    apart = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]).abs()  # twice the distance of the centres
+    places = ((wanted - apart) / (wanted + apart + BOUNDED_EPSILON)).clamp(min=0)
+    ratios = torch.minimum(wanted / (sizes + BOUNDED_EPSILON), sizes / (wanted + BOUNDED_EPSILON))
+    return functional.smooth_l1_loss(
+        1 - torch.cat([places, ratios], dim=1), torch.zeros_like(pred), beta=beta, reduction="none"
+    )

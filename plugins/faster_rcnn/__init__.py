@@ -89,6 +89,12 @@ plugin = Plugin(
             summary="generalised IoU loss of the second stage's boxes",
         ),
         Recipe(
+            "faster_rcnn_bounded_iou",
+            model="faster_rcnn",
+            args=_of_overlap("bounded_iou"),
+            summary="bounded IoU loss of the second stage's boxes",
+        ),
+        Recipe(
             "faster_rcnn_dc5",
             model="faster_rcnn",
             backbone=DC5_BACKBONE,

@@ -28,7 +28,7 @@ def test_without_a_neck_both_stages_see_one_map():
         assert len(model.eval()(make_batch())) == 1
 
 
-@pytest.mark.parametrize("recipe", ["faster_rcnn_iou", "faster_rcnn_giou"])
+@pytest.mark.parametrize("recipe", ["faster_rcnn_iou", "faster_rcnn_giou", "faster_rcnn_bounded_iou"])
 def test_overlap_losses_take_boxes_in_pixels(recipe):
     model = make(recipe, "model.neck.out_channels=16")
     with torch.no_grad():

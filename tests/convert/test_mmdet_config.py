@@ -9,10 +9,11 @@ from random import Random
 import pytest
 import torch
 
-from detcli.config import leaves, load, revise
+from detcli.config import leaves, load, resolve, revise
 from detcli.convert.mmdet_config import parse, translate
 from detcli.errors import DetcliError
 from detcli.registry import build
+from detcli.zoo.status import digest
 
 CASES = Path(__file__).parents[1] / "parity" / "cases" / "mmdet"
 ARTICLES = {
@@ -172,6 +173,21 @@ def test_a_repeated_dataset_makes_epochs_longer():
     assert (config.optim.lr, config.optim.batch) == (0.01, 8)
     assert config.data.resize == [(2048, 800), (2048, 1024)]
     assert config.data.resize_mode == "range"
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        ("IoULoss", "faster_rcnn_iou"),
+        ("GIoULoss", "faster_rcnn_giou"),
+        ("BoundedIoULoss", "faster_rcnn_bounded_iou"),
+    ],
+)
+def test_losses_of_overlaps_are_those_of_recipes(kind, recipe):
+    config = config_of("faster_rcnn/faster_rcnn_r50_fpn_1x_coco")
+    head = config["model"]["roi_head"]["bbox_head"]
+    head |= {"reg_decoded_bbox": True, "loss_bbox": {"type": kind, "loss_weight": 10.0}}
+    assert digest(loaded(config)) == digest(resolve(recipe).config)
 
 
 def places(tree, path=()):

@@ -14,7 +14,7 @@ IN_TABLES = {
     "boxes.py": {"aligned_iou", "pairwise_iou"},
     "deform.py": {"DeformConv2d", "moved_roi_align"},
     "keypoint_head.py": {"find_keypoints", "keypoint_places"},
-    "losses.py": {"cross_entropy", "focal", "giou", "iou", "l1", "smooth_l1"},
+    "losses.py": {"bounded_iou", "cross_entropy", "focal", "giou", "iou", "l1", "smooth_l1"},
     "masks.py": {"crop_masks", "paste_masks"},
     "matching.py": {"hungarian"},
     "postprocess.py": {"SoftNMS", "batched_nms", "fast_nms", "multiclass_nms", "suppress"},

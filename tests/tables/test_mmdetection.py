@@ -65,7 +65,6 @@ MISSING = [
     Missing("loss", {"type": "IoULoss", "mode": "square"}, "square", "detcli/nn/losses.py"),
     Missing("loss", {"type": "DIoULoss"}, "diou"),
     Missing("loss", {"type": "CIoULoss"}, "ciou"),
-    Missing("loss", {"type": "BoundedIoULoss"}, "bounded"),
     Missing("loss", {"type": "AssociativeEmbeddingLoss"}, "associative"),
     Missing("assigner", {"type": "UniformAssigner"}, "^uniform(_?assigner)?$", "detcli/nn/assigners.py plugins"),
     Missing("assigner", {"type": "PointAssigner"}, "^point$|reppoints", "detcli/nn/assigners.py detcli/builtin.py"),
@@ -197,6 +196,7 @@ LOSSES = {
     "SmoothL1Loss": losses.smooth_l1,
     "IoULoss": lambda linear=False: losses.iou(mode="linear" if linear else "log"),
     "GIoULoss": losses.giou,
+    "BoundedIoULoss": lambda beta, eps: losses.bounded_iou(beta=beta),
     "GHMC": lambda bins, momentum, note: build("losses", {"name": "ghm_c", "bins": bins, "momentum": momentum}),
     "GHMR": lambda mu, bins, momentum, note: build(
         "losses", {"name": "ghm_r", "mu": mu, "bins": bins, "momentum": momentum, "weight": 1.0}
