@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import resource
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +42,19 @@ class MadeUpZoo:
             "from detcli.cli import main; main()"
         )
         return [sys.executable, "-c", code, str(self.folder)]
+
+
+@pytest.fixture
+def timed():
+    """Return a function that runs a command, and returns what came of it and the seconds that it kept a core busy."""
+
+    def run(command):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return run
 
 
 def made_up_row(source, place, given):

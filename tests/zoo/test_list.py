@@ -1,10 +1,7 @@
 """``detcli zoo list``, ``search`` and ``show``."""
 
 import json
-import os
-import resource
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import fields, replace
@@ -315,7 +312,7 @@ def test_every_training_command_is_valid_and_says_what_it_lacks():
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["search", "mask", "rcnn"], ["show", "137849600"]])
-def test_it_is_fast_and_imports_no_torch(arguments):
+def test_it_is_fast_and_imports_no_torch(arguments, timed):
     code = (
         "import sys; from detcli.cli import main; sys.argv[1:1] = ['zoo']\n"
         "try: main()\n"
@@ -332,11 +329,3 @@ def test_it_is_fast_and_imports_no_torch(arguments):
     # A busy machine takes longer for both, a slow one, too: 0.15 s for the least command is common.
     if arguments[0] != "show":
         assert min(spent) < 2.2 * min(floor)
-
-
-def timed(command):
-    """Return what came of `command`, and the seconds that it kept a core busy."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
